@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""archkey keeps GPU-kernel differences between architectures out of inference engines.
+
+    import archkey
+
+    session = archkey.open()                    # or "cuda:1", or "rocm_gfx950" on a laptop
+    session.capabilities.fp8                    # "e4m3fn"
+    out = archkey.rmsnorm(x, weight, 1e-6)      # runs on x's device
+    print(session.explain(problem))             # why that kernel
+
+Importing archkey imports neither torch nor triton; names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from archkey.errors import ArchkeyError as ArchkeyError
+    from archkey.errors import Unsupported as Unsupported
+    from archkey.hookspecs import hookimpl as hookimpl
+    from archkey.kernel import Kernel as Kernel
+    from archkey.ops.rmsnorm import fused_add_rmsnorm as fused_add_rmsnorm
+    from archkey.ops.rmsnorm import fused_qk_rmsnorm as fused_qk_rmsnorm
+    from archkey.ops.rmsnorm import rmsnorm as rmsnorm
+    from archkey.probe import Device as Device
+    from archkey.session import Session as Session
+    from archkey.session import devices as devices
+    from archkey.session import open as open
+    from archkey.session import override as override
+    from archkey.target import Target as Target
+
+_HOME = {
+    "ArchkeyError": "errors",
+    "Capability": "capabilities",
+    "Device": "probe",
+    "Kernel": "kernel",
+    "Session": "session",
+    "Target": "target",
+    "Unsupported": "errors",
+    "devices": "session",
+    "hookimpl": "hookspecs",
+    "open": "session",
+    "override": "session",
+    "fused_add_rmsnorm": "ops.rmsnorm",
+    "fused_qk_rmsnorm": "ops.rmsnorm",
+    "rmsnorm": "ops.rmsnorm",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'archkey' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"archkey.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything archkey raises, in one tree.
+
+    ArchkeyError
+    ├── ArgumentError            a call's argument is wrong; nothing was written
+    │   ├── ArgumentValueError   value, shape, stride or device    (also a ValueError)
+    │   └── ArgumentTypeError    dtype or Python type              (also a TypeError)
+    ├── UnknownName              no such operator, kernel, capability, plugin (also a LookupError)
+    ├── TargetError              not a target                      (also a ValueError)
+    ├── SettingError             an ARCHKEY_ variable cannot be read (also a ValueError)
+    ├── PluginError              a plugin broke the contract of the door
+    ├── Unsupported              a valid request that this device cannot serve; carries its Decision
+    │                                                              (also a NotImplementedError)
+    └── FrozenError              a kernel had to be built after `session.freeze("error")`
+
+A message names what was asked, what was found, and the next step.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from archkey.selection import Decision
+
+__all__ = [
+    "ArchkeyError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "FrozenError",
+    "PluginError",
+    "SettingError",
+    "TargetError",
+    "UnknownName",
+    "Unsupported",
+    "nearest",
+]
+
+
+class ArchkeyError(Exception):
+    """Base of all errors of archkey."""
+
+
+class ArgumentError(ArchkeyError):
+    """A call's argument is wrong. Raised before anything is written."""
+
+
+class ArgumentValueError(ArgumentError, ValueError):
+    """A value, shape, stride or device that the contract refuses."""
+
+
+class ArgumentTypeError(ArgumentError, TypeError):
+    """A dtype or Python type that the contract refuses."""
+
+
+class UnknownName(ArchkeyError, LookupError):
+    """A name that nothing here carries; the message lists the nearest ones."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        tail = f" {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {name!r}; {nearest(name, self.known)}.{tail}")
+
+
+class TargetError(ArchkeyError, ValueError):
+    """A text that names no target."""
+
+
+class SettingError(ArchkeyError, ValueError):
+    """An environment variable of archkey that cannot be read."""
+
+
+class PluginError(ArchkeyError):
+    """A plugin broke the contract of the door, or a plugin asked for by name is not there."""
+
+
+class Unsupported(ArchkeyError, NotImplementedError):
+    """A valid request which this device cannot serve. `decision` tells why, kernel by kernel."""
+
+    def __init__(self, message: str, decision: Decision | None = None) -> None:
+        super().__init__(message)
+        self.decision = decision
+
+
+class FrozenError(ArchkeyError):
+    """A problem that was not prepared reached a frozen session."""
+
+
+def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
+    """Names like `name` as a clause for a message: 'did you mean …' or 'known: …'."""
+    names = sorted(set(known))
+    # The cutoff admits one swapped or missing word part, e.g. "rmsnorn" or "qk_rmsnorm".
+    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(n) for n in close)
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Decision as text: one line for a table, a paragraph for an error, all of it for `explain`."""
+
+from __future__ import annotations
+
+from archkey.selection import Code, Decision, Rejection
+
+__all__ = ["explain", "headline", "unsupported"]
+
+
+def headline(decision: Decision) -> str:
+    """Why the chosen kernel was chosen, in a few words."""
+    if decision.chosen is None:
+        return f"none of {len(decision.rejected)} kernels can serve this problem"
+    ahead = [r for r in decision.rejected if r.code is not Code.OUTRANKED]
+    if decision.overridden:
+        why = "asked for by name"
+    elif decision.degraded:
+        why = "last resort"
+    elif not ahead:
+        why = "first in order"
+    else:
+        why = f"first that nothing speaks against, {len(ahead)} refused"
+    return why + (" (degraded)" if decision.degraded else "")
+
+
+def explain(decision: Decision) -> str:
+    """The whole decision: problem, choice, and every other kernel with its reason."""
+    fields = ", ".join(
+        f"{name}={value}" for name, value in decision.problem._asdict().items() if name != "operator"
+    )
+    chosen = decision.chosen.id if decision.chosen else "no kernel"
+    lines = [
+        f"{decision.operator} on {decision.target}",
+        f"  problem: {fields}",
+        f"  chosen:  {chosen} - {headline(decision)}",
+    ]
+    if decision.chosen and decision.chosen.summary:
+        lines.append(f"           {decision.chosen.summary}")
+    lines += [f"  not:     {_sentence(r)}" for r in decision.rejected]
+    return "\n".join(lines)
+
+
+def unsupported(decision: Decision) -> str:
+    """The message of an error: nothing can run, and what would help."""
+    start = f"{decision.operator} cannot run on {decision.target} for this problem."
+    if not decision.rejected:
+        return f"{start} No plugin supplies a kernel of it; `archkey plugins` lists what is loaded."
+    return start + "\n" + explain(decision)
+
+
+def _sentence(r: Rejection) -> str:
+    return f"{r.kernel} [{r.code.value}] needs {r.required}; found {r.found}; {r.remedy}"

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bind and run: from a chosen kernel to a callable.
+
+A kernel's builder gets a problem and a `Build`, and returns `run(*inputs, *outputs)`. Triton
+bodies go through `Build.compile`: everything that decides the machine code is in a `Program`,
+which is compiled ahead of its first launch by one function for every target, here or elsewhere.
+What was compiled is the very object that is launched, so what was prepared is what runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from archkey.errors import ArchkeyError, Unsupported
+from archkey.kernel import Kernel, Run
+from archkey.selection import Decision
+
+if TYPE_CHECKING:
+    from archkey.capabilities import Capabilities
+    from archkey.ops import Operator
+    from archkey.probe import Device
+
+__all__ = ["Build", "Compiled", "Plan", "Program", "bind", "interpreting"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One Triton body with all that decides its machine code.
+
+    body       a `@triton.jit` function
+    signature  its run-time parameters in order, with Triton's types: {"x": "*bf16", "T": "i32"}
+    constants  its constexpr parameters; in the body they come after the run-time ones
+    aligned    run-time parameters that are multiples of 16 (bytes of a pointer, or the number)
+    options    compile options: num_warps, num_stages, launch_pdl, ...
+    """
+
+    body: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: frozenset[str] = frozenset()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A Program after the compiler: machine code and what it takes.
+
+    kind  "cubin" or "hsaco"; the artefact is Triton's own CompiledKernel
+    """
+
+    program: Program
+    kernel: Any
+    kind: str
+
+    @property
+    def binary(self) -> bytes:
+        """The machine code: an ELF file for the target."""
+        return bytes(self.kernel.asm[self.kind])
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """Shared memory or LDS that one block takes."""
+        return int(self.kernel.metadata.shared)
+
+
+Grid = tuple[int, int, int]
+Launch = Callable[..., None]
+"""`launch(grid, *run-time arguments)`."""
+
+
+class Build:
+    """What a builder may know and use while it binds a kernel to a problem."""
+
+    def __init__(
+        self,
+        device: Device,
+        capabilities: Capabilities,
+        operator: Operator,
+        kernel: Kernel,
+        versions: Mapping[str, str],
+    ) -> None:
+        self.device = device
+        self.capabilities = capabilities
+        self.operator = operator
+        self.kernel = kernel
+        self.versions = versions
+        self.compiled: list[Compiled] = []
+
+    def tuning(self, problem: Any) -> Any:
+        """The kernel's tuning values for `problem`."""
+        if self.kernel.tuning is None:
+            raise ArchkeyError(f"kernel {self.kernel.id} has no tuning table")
+        return self.kernel.tuning.lookup(problem, self.versions).values
+
+    def compile(self, program: Program) -> Launch:
+        """Compile `program` for this device's target; returns `launch(grid, *arguments)`."""
+        if interpreting():
+            return _interpreted(program)
+        compiled = compile_for(program, self.device)
+        self.compiled.append(compiled)
+        return _launcher(compiled, self.device)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A problem bound to a kernel. `plan.run(*inputs, *outputs)` is the kernel's own function:
+
+    no check, no allocation, no host synchronisation; it can be captured in a CUDA or HIP graph.
+    """
+
+    problem: Any
+    decision: Decision
+    run: Run
+    compiled: tuple[Compiled, ...] = ()
+
+
+def bind(problem: Any, decision: Decision, build: Build) -> Plan:
+    """Build the chosen kernel for `problem`."""
+    run = build.kernel.builder()(problem, build)
+    if build.device.source == "pretend" and not interpreting():
+        run = _refuse_pretended(build.device)
+    return Plan(problem, decision, run, tuple(build.compiled))
+
+
+def interpreting() -> bool:
+    """Whether Triton's interpreter stands in for the device (TRITON_INTERPRET, read by Triton
+
+    when a body is defined: set it before kernels are imported).
+    """
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def compile_for(program: Program, device: Device) -> Compiled:
+    """Compile a Triton body to machine code for the target of `device`; needs no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    backend = device.target.triton_backend()
+    if backend is None:
+        raise Unsupported(f"Triton has no backend for {device.target}")
+    names = list(program.body.arg_names)
+    expected = [*program.signature, *program.constants]
+    if names != expected:
+        raise ArchkeyError(f"{program.body.__name__} takes {names}, its Program gives {expected}")
+    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in sorted(program.aligned)}
+    source = ASTSource(
+        program.body,
+        {**program.signature, **dict.fromkeys(program.constants, "constexpr")},
+        constexprs={(names.index(n),): value for n, value in program.constants.items()},
+        attrs=attributes,
+    )
+    kernel = triton.compile(source, target=GPUTarget(*backend), options=dict(program.options))
+    return Compiled(program, kernel, "cubin" if backend[0] == "cuda" else "hsaco")
+
+
+def _interpreted(program: Program) -> Launch:
+    body, constants = program.body, dict(program.constants)
+
+    def launch(grid: Grid, *arguments: Any) -> None:
+        body[grid](*arguments, **constants)
+
+    return launch
+
+
+def _refuse_pretended(device: Device) -> Run:
+    def run(*arguments: Any) -> None:
+        raise Unsupported(
+            f"{device.target} is pretended: kernels are compiled for it, not launched. "
+            "Run on the device, or set TRITON_INTERPRET=1 before the start to interpret on the CPU."
+        )
+
+    return run
+
+
+def _launcher(compiled: Compiled, device: Device) -> Launch:
+    import torch
+
+    index = device.index
+    # Triton wants the constants too, in the body's order; they come after the run-time ones.
+    constants = tuple(compiled.program.constants.values())
+    kernel = compiled.kernel
+
+    def launch(grid: Grid, *arguments: Any) -> None:
+        if torch.cuda.current_device() == index:
+            kernel[grid](*arguments, *constants)
+        else:
+            with torch.cuda.device(index):
+                kernel[grid](*arguments, *constants)
+
+    return launch

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators: one file a family, each with contract, Problem and public function."""
+
+from __future__ import annotations
+
+from archkey.ops import rmsnorm
+from archkey.ops._contract import Operator, Problem
+
+__all__ = ["OPERATORS", "Operator", "Problem"]
+
+_FAMILIES = (rmsnorm,)
+
+OPERATORS: dict[str, Operator] = {
+    operator.name: operator for family in _FAMILIES for operator in family.OPERATORS
+}
+"""Every operator of the core by name."""

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator is: a contract that kernels implement and callers rely on."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from archkey.errors import ArgumentTypeError
+
+if TYPE_CHECKING:
+    from archkey.session import Session
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Problem(Protocol):
+    """The key of a call: a NamedTuple of all that is known before the numbers.
+
+    dtypes are torch's names ("bfloat16"); the last field is `operator`, with the operator's name
+    as its default. What is not in the Problem may not decide which code runs.
+    """
+
+    @property
+    def operator(self) -> str: ...
+    def _asdict(self) -> dict[str, Any]: ...
+    def _replace(self, **fields: Any) -> Any: ...
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A contract.
+
+    name       its name, and the name of its public function
+    family     "mla", "sparse_mla", "rmsnorm", "attention", "kda", or a vendor's own
+    problem    the NamedTuple class of its Problems
+    inputs     what a kernel is called with, in order: `run(*inputs, *outputs)`
+    outputs    what a kernel writes, in order; a state updated in place is one of them
+    reference  "module:function": plain torch; takes `inputs` by name and `compute_dtype`, returns
+               `outputs` unrounded
+    function   "module:function": the public function, session first
+    examples   Problems of real models, by a short label
+    """
+
+    name: str
+    family: str
+    problem: type[Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    reference: str
+    function: str
+    examples: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def summary(self) -> str:
+        """The first line of the Problem's docstring: what the operator computes."""
+        return (self.problem.__doc__ or "").strip().partition("\n")[0]
+
+
+def public(impl: Callable[Concatenate[Session, P], R]) -> Callable[P, R]:
+    """The function that users call: `impl` on the session of its first tensor's device.
+
+    `session.<operator>(...)` calls `impl` itself, found as `__wrapped__`.
+    """
+    parameters = list(inspect.signature(impl).parameters.values())[1:]
+    first_name = parameters[0].name
+
+    @functools.wraps(impl)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            first: Any = args[0] if args else kwargs[first_name]
+            device = first.device
+        except (KeyError, AttributeError):
+            device = _device_of_any(impl.__name__, args, kwargs)
+        return impl(_session_of(device), *args, **kwargs)
+
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return call
+
+
+def _session_of(device: Any) -> Session:
+    # Replaces itself on first use: the session room sits above this one and needs it loaded.
+    from archkey.session import session_of
+
+    globals()["_session_of"] = session_of
+    return session_of(device)
+
+
+def _device_of_any(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Device of the first tensor among the arguments: the first one may be optional."""
+    for value in (*args, *kwargs.values()):
+        if hasattr(value, "device"):
+            return value.device
+    raise ArgumentTypeError(f"{name}: expected tensors, found none among the arguments")

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One device, its plugins, and every decision made for it.
+
+`archkey.open(device_or_target)` gives a Session to hold; the operators called as functions use
+one session a device, opened when the first tensor of that device arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Literal
+
+from archkey import explain as rendering
+from archkey.capabilities import Capabilities, gather
+from archkey.errors import (
+    ArgumentValueError,
+    ArchkeyError,
+    FrozenError,
+    UnknownName,
+    Unsupported,
+)
+from archkey.kernel import Run, resolve
+from archkey.launch import Build, Plan, bind
+from archkey.ops import OPERATORS, Operator, Problem
+from archkey.plugins import Loaded, load
+from archkey.probe import Device, probe
+from archkey.requirements import installed_versions
+from archkey.selection import Candidate, Decision, Policy, select
+from archkey.settings import Settings, settings
+from archkey.target import KNOWN, Target
+
+__all__ = ["Session", "devices", "open", "override", "session_of"]
+
+log = logging.getLogger("archkey")
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_OVERRIDE: ContextVar[Mapping[str, str]] = ContextVar("archkey_override", default=_NOTHING)
+
+
+class Session:
+    """All that archkey knows and does for one device. Safe to share between threads.
+
+    device        the probed (or pretended) device
+    capabilities  what it can do: `session.capabilities.pdl`
+    report        installed plugins and what became of each
+    operators     every operator by name; each is a method of the session too
+    degraded      operator -> problems that fell to a kernel made for another target
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: Settings,
+        override: Mapping[str, str] = _NOTHING,
+        strict: bool | None = None,
+    ) -> None:
+        loaded: Loaded = load(device.target, config)
+        self.device = device
+        self.plugins = loaded.plugins
+        self.report = loaded.report
+        self.operators: dict[str, Operator] = dict(OPERATORS)
+        for plugin in loaded.plugins:
+            self.operators |= {operator.name: operator for operator in plugin.operators}
+        native = [p for p in loaded.plugins if p.home.serves(device.target)]
+        declared = [fact for plugin in reversed(native) for fact in plugin.capabilities]
+        self.capabilities: Capabilities = gather(
+            device, declared, native[0].name if native else None
+        )
+        self.validate = config.validate
+        self.degraded: Counter[str] = Counter()
+        self._override = {**config.override, **override}
+        _known_operators(self._override, self.operators)
+        self._strict = config.strict if strict is None else strict
+        self._candidates = _candidates(self.plugins)
+        rules = [rule for p in self.plugins for kernel in p.kernels for rule in kernel.requires]
+        self._versions = installed_versions(["torch", "triton", *(rule.package for rule in rules)])
+        self._failed: dict[str, str] = {}
+        self._launchers: dict[Problem, Run] = {}
+        self._plans: dict[tuple[Problem, str | None], Plan] = {}
+        self._frozen: Literal["warn", "error"] | None = None
+        self._lock = threading.RLock()
+        self.pdl: bool = self.capabilities.pdl
+        self.fp8: str = _fp8(self)
+
+    def __repr__(self) -> str:
+        return f"<archkey.Session {self.device.target} {self.device.name!r}>"
+
+    # ---- deciding: nothing is imported, compiled or launched
+
+    def decide(self, problem: Problem, *, kernel: str | None = None) -> Decision:
+        """The decision for `problem`; `kernel` asks for one by name or id, still checked."""
+        wanted = kernel or self._wanted(problem.operator)
+        candidates = self._candidates.get(self._operator(problem.operator).name, ())
+        if wanted is not None and not any(c.kernel.named(wanted) for c in candidates):
+            known = [c.kernel.id for c in candidates]
+            raise UnknownName(f"kernel of {problem.operator}", wanted, known)
+        policy = Policy({problem.operator: wanted} if wanted else _NOTHING, self._strict)
+        return select(
+            problem,
+            self.device.target,
+            self.capabilities,
+            candidates,
+            self._versions,
+            policy,
+            self._failed,
+        )
+
+    def explain(self, problem: Problem, *, kernel: str | None = None) -> str:
+        """The decision as text, with the reason for every kernel that was not chosen."""
+        return rendering.explain(self.decide(problem, kernel=kernel))
+
+    def fingerprint(self) -> str:
+        """Digest of target, plugins, versions and the decisions made so far.
+
+        Two ranks with the same fingerprint run the same kernels.
+        """
+        decisions = {repr(p): plan.decision.to_json()["chosen"] for p, plan in self._plans.items()}
+        plugins = [(p.name, p.distribution, p.version) for p in self.plugins]
+        facts = [self.device.target.key, plugins, sorted(self._versions.items())]
+        text = json.dumps([facts, sorted(decisions.items())])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    # ---- binding: the kernel's code is imported and compiled
+
+    def plan(self, problem: Problem, *, kernel: str | None = None) -> Plan:
+        """Bind `problem` to its kernel, compiling it now if it is new.
+
+        `plan.run(*inputs, *outputs)` takes the operator's inputs and outputs in order.
+        """
+        return self._bind(problem, kernel or self._wanted(problem.operator))
+
+    def prepare(self, problems: Iterable[Problem]) -> list[Plan]:
+        """Compile what `problems` will run. Prepared problems cost nothing the second time."""
+        return [self.plan(problem) for problem in problems]
+
+    def freeze(self, mode: Literal["warn", "error"] = "error") -> None:
+        """From now on, binding a problem that was not prepared warns, or is an error."""
+        if mode not in ("warn", "error"):
+            raise ArgumentValueError(f"freeze: mode must be 'warn' or 'error', found {mode!r}")
+        self._frozen = mode
+
+    def launcher(self, problem: Problem) -> Run:
+        """The bound kernel of `problem`. Once it is bound this is a dictionary lookup."""
+        if _OVERRIDE.get() is _NOTHING:
+            run = self._launchers.get(problem)
+            if run is not None:
+                return run
+        return self._bind(problem, self._wanted(problem.operator)).run
+
+    def _bind(self, problem: Problem, wanted: str | None) -> Plan:
+        key = (problem, wanted)
+        with self._lock:
+            plan = self._plans.get(key)
+            if plan is None:
+                self._check_frozen(problem)
+                plan = self._plans[key] = self._build(problem, wanted)
+                if plan.decision.degraded:
+                    self._announce(plan.decision)
+            if wanted == self._override.get(problem.operator):
+                self._launchers[problem] = plan.run
+            return plan
+
+    def _build(self, problem: Problem, wanted: str | None) -> Plan:
+        """Decide and build; a kernel that cannot be built is marked and the next one is taken."""
+        while True:
+            decision = self.decide(problem, kernel=wanted)
+            if decision.chosen is None:
+                raise Unsupported(rendering.unsupported(decision), decision)
+            operator = self.operators[problem.operator]
+            build = Build(
+                self.device, self.capabilities, operator, decision.chosen, self._versions
+            )
+            try:
+                return bind(problem, decision, build)
+            except ArchkeyError:
+                raise
+            except Exception as error:  # a kernel's code may raise anything
+                self._failed[decision.chosen.id] = f"{type(error).__name__}: {error}"
+                log.warning(
+                    "kernel %s could not be built for %s", decision.chosen.id, problem, exc_info=True
+                )
+
+    def _announce(self, decision: Decision) -> None:
+        """Say once per operator that something better is missing; count every problem."""
+        if not self.degraded[decision.operator]:
+            log.warning("degraded: %s", rendering.explain(decision))
+        self.degraded[decision.operator] += 1
+
+    def _check_frozen(self, problem: Problem) -> None:
+        if self._frozen is None:
+            return
+        message = f"{problem} was not prepared before freeze() on {self.device.target}"
+        if self._frozen == "error":
+            raise FrozenError(message + "; pass it to session.prepare() first")
+        log.warning("%s; building it now", message)
+
+    def _wanted(self, operator: str) -> str | None:
+        return _OVERRIDE.get().get(operator) or self._override.get(operator)
+
+    def _operator(self, name: str) -> Operator:
+        try:
+            return self.operators[name]
+        except KeyError:
+            raise UnknownName("operator", name, self.operators) from None
+
+    # ---- the operators, as methods
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operators = self.__dict__.get("operators", {})
+        if name not in operators:
+            raise AttributeError(f"a Session has no {name!r}")
+        method = _method(self, resolve(operators[name].function).__wrapped__)
+        self.__dict__[name] = method
+        return method
+
+
+def devices() -> tuple[Device, ...]:
+    """The devices of this machine in torch's order, the CPU last. Needs neither torch nor a GPU."""
+    return probe(pretend=settings().target).devices
+
+
+def open(
+    device: Device | Target | str | Any | None = None,
+    *,
+    override: Mapping[str, str] = _NOTHING,
+    strict: bool | None = None,
+) -> Session:
+    """Open a session.
+
+    device    a Device; a Target or its name ("cuda_sm90"): works anywhere, all but launching,
+              on the first such device if there is one; a torch.device or its name ("cuda:1");
+              None: the first device of this machine
+    override  operator -> kernel to use, still checked
+    strict    refuse degraded choices; default ARCHKEY_STRICT
+    """
+    return Session(_find_device(device), settings(), override, strict)
+
+
+@contextmanager
+def override(**kernels: str) -> Iterator[None]:
+    """Within the context, use these kernels: `with archkey.override(rmsnorm="torch"): ...`.
+
+    Local to the thread or task. The kernels still have to pass every check.
+    """
+    token = _OVERRIDE.set(MappingProxyType({**_OVERRIDE.get(), **kernels}))
+    try:
+        yield
+    finally:
+        _OVERRIDE.reset(token)
+
+
+_SESSIONS: dict[Any, Session] = {}
+_OPENING = threading.Lock()
+
+
+def session_of(torch_device: Any) -> Session:
+    """The session that function calls on tensors of `torch_device` use."""
+    session = _SESSIONS.get(torch_device)
+    if session is None:
+        with _OPENING:
+            session = _SESSIONS.get(torch_device)
+            if session is None:
+                session = _SESSIONS[torch_device] = open(torch_device)
+    return session
+
+
+def _find_device(device: Any) -> Device:
+    if isinstance(device, Device):
+        return device
+    found = devices()
+    if device is None:
+        return found[0]
+    if hasattr(device, "type") and hasattr(device, "index"):  # torch.device
+        return _device_of_torch(device.type, device.index, found)
+    if isinstance(device, str) and device.partition(":")[0] in ("cpu", "cuda"):
+        kind, _, index = device.partition(":")
+        if kind == "cpu" or index.isdigit() or not index:
+            return _device_of_torch(kind, int(index or 0), found)
+    target = Target.parse(device)
+    if target.key not in KNOWN and not any(d.target.key == target.key for d in found):
+        _refuse_unknown(target)
+    for candidate in found:
+        if candidate.target.is_exact(target):
+            return candidate
+    return _pretended(target, found)
+
+
+def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) -> Device:
+    """The probed device behind a torch device. torch calls an AMD GPU "cuda" too."""
+    platforms = ("cuda", "rocm") if kind == "cuda" else (kind,)
+    real = [d for d in found if d.source != "pretend" and d.target.platform in platforms]
+    for candidate in real:
+        if kind == "cpu" or candidate.index == (index or 0):
+            return candidate
+    raise ArgumentValueError(
+        f"device {kind}:{index or 0} is not among the probed devices: "
+        + ", ".join(f"{d.target.key}[{d.index}]" for d in real or found)
+        + ". `archkey probe` shows what was tried"
+    )
+
+
+def _pretended(target: Target, found: tuple[Device, ...]) -> Device:
+    """A device of which only the target is known."""
+    blank = dict.fromkeys(
+        ("compute_units", "shared_memory_bytes", "l2_bytes", "memory_bytes"), None
+    )
+    cpu = found[-1]
+    return replace(
+        cpu, target=target, index=0, name="", partition="", uuid="", driver="", source="pretend", **blank
+    )
+
+
+def _refuse_unknown(target: Target) -> None:
+    from archkey.plugins import discover
+
+    served = {f.name.partition(".")[0] for f in discover()}
+    if target.key not in served:
+        raise UnknownName("target", target.key, {*KNOWN, *served}, "`archkey plugins` lists more.")
+
+
+def _candidates(plugins: Iterable[Any]) -> dict[str, tuple[Candidate, ...]]:
+    by_operator: dict[str, list[Candidate]] = {}
+    for plugin in plugins:
+        for kernel in plugin.kernels:
+            by_operator.setdefault(kernel.operator, []).append(Candidate(kernel, plugin.home))
+    return {name: tuple(listed) for name, listed in by_operator.items()}
+
+
+def _known_operators(names: Iterable[str], operators: Mapping[str, Operator]) -> None:
+    for name in names:
+        if name not in operators:
+            raise UnknownName("operator", name, operators, "An override names it.")
+
+
+def _fp8(session: Session) -> str:
+    """The FP8 flavour tensors must have; "any" where only the torch reference computes."""
+    fact = session.capabilities["fp8"]
+    if session.device.target.platform == "cpu" or fact.source == "default":
+        return "any"
+    return str(fact.value)
+
+
+def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
+    """`impl` on `session`, for tensors of its device only."""
+    device = session.device
+    platform = device.target.platform
+
+    @functools.wraps(impl)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if device.source != "pretend":
+            for value in (*args, *kwargs.values()):
+                found = getattr(value, "device", None)
+                if found is None:
+                    continue
+                kind = "cuda" if platform in ("cuda", "rocm") else platform
+                if found.type == kind and (kind == "cpu" or found.index == device.index):
+                    break
+                raise ArgumentValueError(
+                    f"{impl.__name__}: this session is of {kind}:{device.index}, found a tensor on "
+                    f"{found}; call archkey.{impl.__name__}, which follows the tensor"
+                )
+        return impl(session, *args, **kwargs)
+
+    return method

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All environment variables of archkey, in one place. Read once, never per call.
+
+| variable | meaning |
+|---|---|
+| `ARCHKEY_TARGET` | pretend that this machine has that target: everything but launching |
+| `ARCHKEY_PLUGINS` | comma list: load only these plugins, and prefer them in this order |
+| `ARCHKEY_DISABLE_PLUGINS` | comma list: never load these |
+| `ARCHKEY_OVERRIDE_<OPERATOR>` | the kernel to use for that operator, still checked |
+| `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
+| `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
+| `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning (default), error |
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+
+from archkey.errors import SettingError, nearest
+
+_PREFIX = "ARCHKEY_"
+_OVERRIDE = "ARCHKEY_OVERRIDE_"
+_PLAIN = ("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "LOGLEVEL")
+_BOOLEANS = {"": False, "0": False, "false": False, "no": False, "off": False} | {
+    word: True for word in ("1", "true", "yes", "on")
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment asks of archkey."""
+
+    target: str | None = None
+    plugins: tuple[str, ...] | None = None
+    disable_plugins: tuple[str, ...] = ()
+    override: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    strict: bool = False
+    validate: bool = False
+    loglevel: str = "WARNING"
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read `environ`; a misspelt or unreadable ARCHKEY_ variable is an error."""
+        ours = {k: v.strip() for k, v in environ.items() if k.startswith(_PREFIX)}
+        known = [_PREFIX + name for name in _PLAIN]
+        for name in ours:
+            if name not in known and not name.startswith(_OVERRIDE):
+                raise SettingError(f"unknown environment variable {name}; {nearest(name, known)}")
+        allow = _names(ours.get("ARCHKEY_PLUGINS", ""))
+        return cls(
+            target=ours.get("ARCHKEY_TARGET") or None,
+            plugins=allow or None,
+            disable_plugins=_names(ours.get("ARCHKEY_DISABLE_PLUGINS", "")),
+            override=MappingProxyType(
+                {k[len(_OVERRIDE) :].lower(): v for k, v in ours.items() if k.startswith(_OVERRIDE)}
+            ),
+            strict=_boolean("ARCHKEY_STRICT", ours),
+            validate=_boolean("ARCHKEY_VALIDATE", ours),
+            loglevel=_level(ours.get("ARCHKEY_LOGLEVEL") or "warning"),
+        )
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings of this process. `settings.cache_clear()` reads the environment again."""
+    found = Settings.from_environ(os.environ)
+    logging.getLogger("archkey").setLevel(found.loglevel)
+    return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _boolean(name: str, environ: Mapping[str, str]) -> bool:
+    text = environ.get(name, "").lower()
+    if text not in _BOOLEANS:
+        raise SettingError(f"{name}={text!r} is neither yes nor no; use 1 or 0")
+    return _BOOLEANS[text]
+
+
+def _level(text: str) -> str:
+    level = text.upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise SettingError(f"ARCHKEY_LOGLEVEL={text!r}; use debug, info, warning or error")
+    return level
