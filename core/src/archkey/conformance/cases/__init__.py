@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases by family, at the shapes of real models."""
+
+from __future__ import annotations
+
+from archkey.conformance.case import Case
+from archkey.conformance.cases import rmsnorm
+
+CASES: tuple[Case, ...] = (*rmsnorm.CASES,)
+"""Every case, family by family."""
