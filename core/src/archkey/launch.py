@@ -31,14 +31,15 @@ class Program:
     """One Triton body with all that decides its machine code.
 
     body       a `@triton.jit` function
-    signature  its run-time parameters in order, with Triton's types: {"x": "*bf16", "T": "i32"}
+    signature  its run-time parameters in order, with Triton's types: {"x": "*bf16", "T": "i32"};
+               None for a tensor that is absent from this problem and always passed as None
     constants  its constexpr parameters; in the body they come after the run-time ones
     aligned    run-time parameters that are multiples of 16 (bytes of a pointer, or the number)
     options    compile options: num_warps, num_stages, launch_pdl, ...
     """
 
     body: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, str | None]
     constants: Mapping[str, Any]
     aligned: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -139,19 +140,20 @@ def compile_for(program: Program, device: Device) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    backend = device.target.triton_backend()
+    backend = device.target.triton_backend
     if backend is None:
         raise Unsupported(f"Triton has no backend for {device.target}")
     names = list(program.body.arg_names)
     expected = [*program.signature, *program.constants]
     if names != expected:
         raise ArchkeyError(f"{program.body.__name__} takes {names}, its Program gives {expected}")
-    attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in sorted(program.aligned)}
+    absent = {name: None for name, kind in program.signature.items() if kind is None}
+    constants = {**absent, **program.constants}
     source = ASTSource(
         program.body,
-        {**program.signature, **dict.fromkeys(program.constants, "constexpr")},
-        constexprs={(names.index(n),): value for n, value in program.constants.items()},
-        attrs=attributes,
+        {name: program.signature.get(name) or "constexpr" for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in sorted(program.aligned)},
     )
     kernel = triton.compile(source, target=GPUTarget(*backend), options=dict(program.options))
     return Compiled(program, kernel, "cubin" if backend[0] == "cuda" else "hsaco")
