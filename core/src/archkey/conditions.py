@@ -16,10 +16,18 @@ from typing import Any
 _RELATIONS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "is": (lambda found, value: bool(found == value), "{field} = {value}"),
     "one of": (lambda found, value: found in value, "{field} one of {value}"),
-    "at most": (lambda found, value: found is not None and found <= value, "{field} <= {value}"),
-    "at least": (lambda found, value: found is not None and found >= value, "{field} >= {value}"),
-    "multiple of": (lambda found, value: found % value == 0, "{field} a multiple of {value}"),
+    "at most": (lambda found, value: _number(found) and found <= value, "{field} <= {value}"),
+    "at least": (lambda found, value: _number(found) and found >= value, "{field} >= {value}"),
+    "multiple of": (
+        lambda found, value: _number(found) and found % value == 0,
+        "{field} a multiple of {value}",
+    ),
 }
+
+
+def _number(value: Any) -> bool:
+    """Only numbers can be compared or divided; None is an unknown value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,13 @@ class Condition:
     def __post_init__(self) -> None:
         if self.relation not in _RELATIONS:
             raise ValueError(f"relation {self.relation!r} is not one of {', '.join(_RELATIONS)}")
+        if self.relation == "one of":
+            if not isinstance(self.value, tuple):
+                raise TypeError(f"{self.field}: 'one of' takes a tuple, found {self.value!r}")
+        elif self.relation != "is" and not _number(self.value):
+            raise TypeError(f"{self.field}: {self.relation!r} takes a number, found {self.value!r}")
+        elif self.relation == "multiple of" and self.value <= 0:
+            raise ValueError(f"{self.field}: no number is a multiple of {self.value}")
 
     def holds(self, found: Any) -> bool:
         """Whether a `found` value of the field satisfies the condition."""
@@ -53,7 +68,8 @@ def is_(field: str, value: Any, why: str = "") -> Condition:
 
 def one_of(field: str, values: Iterable[Any], why: str = "") -> Condition:
     """`field` is one of `values`."""
-    return Condition(field, "one of", tuple(values), why)
+    # A lone text would fall into its letters, none of which is ever found.
+    return Condition(field, "one of", values if isinstance(values, str) else tuple(values), why)
 
 
 def at_most(field: str, value: float, why: str = "") -> Condition:

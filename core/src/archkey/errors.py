@@ -5,7 +5,7 @@
     ├── ArgumentError            a call's argument is wrong; nothing was written
     │   ├── ArgumentValueError   value, shape, stride or device    (also a ValueError)
     │   └── ArgumentTypeError    dtype or Python type              (also a TypeError)
-    ├── UnknownName              no such operator, kernel, capability, plugin (also a LookupError)
+    ├── UnknownName              no such operator, kernel, capability, target (also a KeyError)
     ├── TargetError              not a target                      (also a ValueError)
     ├── SettingError             an ARCHKEY_ variable cannot be read (also a ValueError)
     ├── PluginError              a plugin broke the contract of the door
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from archkey.selection import Decision
@@ -36,6 +36,7 @@ __all__ = [
     "TargetError",
     "UnknownName",
     "Unsupported",
+    "describe",
     "nearest",
 ]
 
@@ -56,13 +57,19 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """A dtype or Python type that the contract refuses."""
 
 
-class UnknownName(ArchkeyError, LookupError):
+class UnknownName(ArchkeyError, KeyError):
     """A name that nothing here carries; the message lists the nearest ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        self.kind, self.name, self.known = kind, name, tuple(known)
+        self.kind, self.name, self.known, self.hint = kind, name, tuple(known), hint
         tail = f" {hint}" if hint else ""
-        super().__init__(f"unknown {kind} {name!r}; {nearest(name, self.known)}.{tail}")
+        super().__init__(f"unknown {kind} {name!r:.100}; {nearest(name, self.known)}.{tail}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # a KeyError would show the message in quotes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.name, self.known, self.hint)  # from worker processes
 
 
 class TargetError(ArchkeyError, ValueError):
@@ -93,7 +100,16 @@ def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
     """Names like `name` as a clause for a message: 'did you mean …' or 'known: …'."""
     names = sorted(set(known))
     # The cutoff admits one swapped or missing word part, e.g. "rmsnorn" or "qk_rmsnorm".
-    close = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), names, n=most, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(repr(n) for n in close)
     return "known: " + (", ".join(names) if names else "none")
+
+
+def describe(error: BaseException, most: int = 1000) -> str:
+    """Type and message of what foreign code raised; survives a `str` that raises or never ends."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        text = f"{type(error).__name__} (its message cannot be read)"
+    return text if len(text) <= most else text[:most] + "..."

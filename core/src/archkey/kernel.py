@@ -30,7 +30,8 @@ class Kernel:
     """One implementation of `operator`.
 
     operator  name of the operator, e.g. "rmsnorm"
-    name      unique among this plugin's kernels of the operator, by provenance: "triton", "torch"
+    name      unique among this plugin's kernels of the operator, by provenance: "triton", "torch";
+              letters, digits, `.`, `_`, `-`
     build     "module:attribute" of a `Builder`: (problem, Build) -> run
     accepts   conditions on fields of the operator's Problem; none means every problem
     needs     conditions on capabilities, e.g. `is_("tcgen05", True)`

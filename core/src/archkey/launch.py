@@ -121,6 +121,8 @@ class Plan:
 def bind(problem: Any, decision: Decision, build: Build) -> Plan:
     """Build the chosen kernel for `problem`."""
     run = build.kernel.builder()(problem, build)
+    if not callable(run):
+        raise TypeError(f"{build.kernel.build} must return a function, found {run!r:.200}")
     if build.device.source == "pretend" and not interpreting():
         run = _refuse_pretended(build.device)
     return Plan(problem, decision, run, tuple(build.compiled))
@@ -155,7 +157,9 @@ def compile_for(program: Program, device: Device) -> Compiled:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in sorted(program.aligned)},
     )
-    kernel = triton.compile(source, target=GPUTarget(*backend), options=dict(program.options))
+    # Stated, since Triton's default is about to change and the choice changes numbers.
+    options = {"enable_fp_fusion": True, **program.options}
+    kernel = triton.compile(source, target=GPUTarget(*backend), options=options)
     return Compiled(program, kernel, "cubin" if backend[0] == "cuda" else "hsaco")
 
 

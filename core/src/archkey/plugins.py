@@ -27,8 +27,15 @@ from typing import Any
 import pluggy
 
 from archkey import hookspecs
-from archkey.capabilities import VOCABULARY, Capability, check
-from archkey.errors import ArchkeyError, PluginError, TargetError, UnknownName, nearest
+from archkey._admission import (
+    check_api,
+    check_capabilities,
+    check_kernels,
+    check_operator,
+    results,
+)
+from archkey.capabilities import Capability
+from archkey.errors import ArchkeyError, PluginError, TargetError, describe, nearest
 from archkey.kernel import Kernel
 from archkey.ops import OPERATORS, Operator
 from archkey.settings import Settings
@@ -114,7 +121,7 @@ class Plugin:
 
 @dataclass(frozen=True)
 class Loaded:
-    """Plugins of one target, preferred first and the default last; and a report on all installed."""
+    """Plugins of one target, preferred first and the default last, and a report on all."""
 
     plugins: tuple[Plugin, ...]
     report: tuple[Entry, ...]
@@ -130,8 +137,9 @@ def discover() -> list[Found]:
         Found(
             point.name,
             point.value,
-            point.dist.name if point.dist else "?",
-            point.dist.version if point.dist else "?",
+            # A damaged installation has neither name nor version.
+            (point.dist and point.dist.name) or "?",
+            (point.dist and point.dist.version) or "?",
         )
         for point in importlib.metadata.entry_points(group=hookspecs.GROUP)
     }
@@ -146,12 +154,15 @@ def load(target: Target, settings: Settings, found: Iterable[Found] | None = Non
         if name not in names:
             raise PluginError(
                 f"ARCHKEY_PLUGINS asks for plugin {name!r}, which is not installed; "
-                f"{nearest(name, names)}. Try: pip install archkey-{name.replace('_', '-')}"
+                f"{nearest(name, names)}. `archkey plugins` lists what is installed."
             )
+    for name in settings.disable_plugins:
+        if name not in names:
+            log.warning("ARCHKEY_DISABLE_PLUGINS: no plugin %r; %s", name, nearest(name, names))
     plugins: list[Plugin] = []
     report: list[Entry] = []
     for candidate in installed:
-        entry, plugin = _consider(candidate, target, settings, installed)
+        entry, plugin = _consider(candidate, target, settings, installed, plugins)
         report.append(entry)
         if entry.state in (State.REFUSED, State.BROKEN):
             log.warning("plugin %s is %s: %s", candidate.name, entry.state.value, entry.reason)
@@ -163,14 +174,17 @@ def load(target: Target, settings: Settings, found: Iterable[Found] | None = Non
 
 def _preference(plugin: Plugin, target: Target, settings: Settings) -> tuple[Any, ...]:
     """The default last; else as the user listed them, the closest target, variants, names."""
-    listed = settings.plugins or ()
-    place = listed.index(plugin.name) if plugin.name in listed else len(listed)
-    variant = "." in plugin.name
-    return (plugin.name == DEFAULT, place, not plugin.home.is_exact(target), not variant, plugin.name)
+    name, listed = plugin.name, settings.plugins or ()
+    place = listed.index(name) if name in listed else len(listed)
+    return (name == DEFAULT, place, not plugin.home.is_exact(target), "." not in name, name)
 
 
 def _consider(
-    found: Found, target: Target, settings: Settings, installed: list[Found]
+    found: Found,
+    target: Target,
+    settings: Settings,
+    installed: list[Found],
+    before: list[Plugin],
 ) -> tuple[Entry, Plugin | None]:
     """State of one installed plugin; the plugin itself if it is loaded."""
     try:
@@ -181,6 +195,8 @@ def _consider(
     def entry(state: State, reason: str, trace: str = "") -> Entry:
         return Entry(found, home.key, state, reason, trace)
 
+    if found.name.partition(".")[0] not in (home.key, str(home)):
+        return entry(State.REFUSED, f"its name must start with {home.key!r}, as written"), None
     twins = [f for f in installed if f.name == found.name and f != found]
     if twins:
         others = ", ".join(map(str, [found, *twins]))
@@ -193,19 +209,22 @@ def _consider(
     if found.name != DEFAULT and not home.serves(target):
         return entry(State.SKIPPED, f"serves {home.key}, this is {target.key}"), None
     try:
-        plugin = _load_one(found, home, target)
+        plugin = _load_one(found, home, target, before)
     except (ArchkeyError, pluggy.PluginValidationError) as error:
         return entry(State.REFUSED, str(error), traceback.format_exc()), None
-    except Exception as error:  # whatever a plugin raises stays with that plugin
-        reason = f"{type(error).__name__}: {error}"
-        return entry(State.BROKEN, reason, traceback.format_exc()), None
+    except (Exception, SystemExit) as error:  # whatever a plugin raises stays with that plugin
+        return entry(State.BROKEN, describe(error), traceback.format_exc()), None
     role = "serves this target" if home.serves(target) else "the torch reference, as last resort"
     return entry(State.LOADED, role), plugin
 
 
-def _load_one(found: Found, home: Target, target: Target) -> Plugin:
+def _load_one(found: Found, home: Target, target: Target, before: list[Plugin]) -> Plugin:
+    """Import one plugin and check all that it registers. `before`: those already loaded, whose
+
+    operators and capabilities it may use: base plugins sort before their variants.
+    """
     module = importlib.metadata.EntryPoint(found.name, found.value, hookspecs.GROUP).load()
-    _check_api(module, found)
+    check_api(module, str(found))
     # A manager a plugin: hooks are validated for this plugin alone and its results stay its own.
     manager = pluggy.PluginManager("archkey")
     manager.add_hookspecs(hookspecs)
@@ -214,63 +233,18 @@ def _load_one(found: Found, home: Target, target: Target) -> Plugin:
     if not manager.get_hookcallers(module):
         raise PluginError(f"{found} implements no hook; mark hooks with @archkey.hookimpl")
     hook = manager.hook
-    operators = tuple(_results(hook.archkey_operators()))
-    known = dict(OPERATORS)
+    operators = results(hook.archkey_operators(), Operator)
+    known = dict(OPERATORS) | {o.name: o for plugin in before for o in plugin.operators}
     for operator in operators:
-        if operator.name in known:
-            raise PluginError(f"operator {operator.name!r} exists already; give it another name")
+        check_operator(operator, known)
         known[operator.name] = operator
-    capabilities = tuple(_results(hook.archkey_capabilities(target=target)))
-    for fact in capabilities:
-        check(fact)
-    kernels = tuple(
-        replace(kernel, plugin=found.name)
-        for kernel in _results(hook.archkey_kernels(target=target))
-    )
-    own = {fact.name for fact in capabilities}
-    for kernel in kernels:
-        _check_kernel(kernel, known, own)
-    if len({(k.operator, k.name) for k in kernels}) < len(kernels):
-        raise PluginError(f"{found} lists two kernels of one operator under one name")
+    capabilities = results(hook.archkey_capabilities(target=target), Capability)
+    facts = {fact.name for plugin in before for fact in plugin.capabilities}
+    check_capabilities(capabilities)
+    facts |= {fact.name for fact in capabilities}
+    listed = results(hook.archkey_kernels(target=target), Kernel)
+    kernels = tuple(replace(kernel, plugin=found.name) for kernel in listed)
+    check_kernels(kernels, known, facts)
     return Plugin(
         found.name, home, found.distribution, found.version, capabilities, kernels, operators
     )
-
-
-def _results(calls: list[Any]) -> Iterable[Any]:
-    """What the one registered plugin returned: pluggy gives a list of results, one a plugin."""
-    return [item for result in calls for item in result]
-
-
-def _check_api(module: Any, found: Found) -> None:
-    span = getattr(module, "ARCHKEY_API", None)
-    if not (isinstance(span, tuple) and [type(n) for n in span] == [int, int]):
-        raise PluginError(
-            f"{found} does not say which API it supports: ARCHKEY_API must be a pair of integers "
-            f"such as ({hookspecs.API_VERSION}, {hookspecs.API_VERSION}), found {span!r}"
-        )
-    low, high = span
-    if not low <= hookspecs.API_VERSION <= high:
-        older = hookspecs.API_VERSION < low
-        raise PluginError(
-            f"{found} supports API {low} to {high}, this archkey has {hookspecs.API_VERSION}; "
-            f"upgrade {'archkey' if older else found.distribution}"
-        )
-
-
-def _check_kernel(kernel: Kernel, operators: dict[str, Operator], own: set[str]) -> None:
-    """Names in a kernel's data mean something; a misspelt one would silently never refuse."""
-    if kernel.operator not in operators:
-        raise UnknownName("operator", kernel.operator, operators, f"Kernel {kernel.name!r} names it.")
-    if not kernel.name or kernel.build.count(":") != 1:
-        raise PluginError(f"kernel {kernel.id!r}: build must be 'module:attribute', is {kernel.build!r}")
-    fields = operators[kernel.operator].problem._fields
-    rows = kernel.tuning.rows if kernel.tuning else ()
-    for condition in (*kernel.accepts, *(c for row in rows for c in row.when)):
-        if condition.field not in fields:
-            raise UnknownName(
-                f"field of {kernel.operator}'s Problem", condition.field, fields, f"In {kernel.id}."
-            )
-    for need in kernel.needs:
-        if need.field not in VOCABULARY and need.field not in own:
-            raise UnknownName("capability", need.field, {*VOCABULARY, *own}, f"In {kernel.id}.")

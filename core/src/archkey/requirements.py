@@ -51,13 +51,20 @@ def within(version: str, specifier: str) -> bool:
     """Whether `version` lies in the PEP 440 range `specifier`, judged by its release.
 
     A nightly (`3.7.0.dev2026`) or local build (`2.11.0+cu130`) counts as the release it leads to:
-    its code is that release's. A version that is not PEP 440 lies in the empty range only.
+    its code is that release's. An exclusion (`!=2.11.0+cu130`) holds for the very build as well.
+    A post-release (`0.7.2.post1`) is a release of its own. A version that is not PEP 440 lies in
+    the empty range only.
     """
     try:
-        release = Version(version).base_version
+        found = Version(version)
     except InvalidVersion:
         return not specifier
-    return SpecifierSet(specifier).contains(release)
+    release = found.base_version + (f".post{found.post}" if found.post is not None else "")
+    return all(
+        clause.contains(release)
+        and (clause.operator != "!=" or clause.contains(version, prereleases=True))
+        for clause in SpecifierSet(specifier)
+    )
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

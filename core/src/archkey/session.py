@@ -11,9 +11,10 @@ import functools
 import hashlib
 import json
 import logging
+import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -23,15 +24,18 @@ from typing import Any, Literal
 from archkey import explain as rendering
 from archkey.capabilities import Capabilities, gather
 from archkey.errors import (
+    ArgumentTypeError,
     ArgumentValueError,
-    ArchkeyError,
     FrozenError,
+    PluginError,
     UnknownName,
     Unsupported,
+    describe,
 )
 from archkey.kernel import Run, resolve
 from archkey.launch import Build, Plan, bind
 from archkey.ops import OPERATORS, Operator, Problem
+from archkey.ops._contract import SESSIONS as _SESSIONS
 from archkey.plugins import Loaded, load
 from archkey.probe import Device, probe
 from archkey.requirements import installed_versions
@@ -45,6 +49,7 @@ log = logging.getLogger("archkey")
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _OVERRIDE: ContextVar[Mapping[str, str]] = ContextVar("archkey_override", default=_NOTHING)
+_OPERATORS_SEEN = set(OPERATORS)  # and those of plugins, once a session has loaded them
 
 
 class Session:
@@ -63,8 +68,9 @@ class Session:
         config: Settings,
         override: Mapping[str, str] = _NOTHING,
         strict: bool | None = None,
+        loaded: Loaded | None = None,
     ) -> None:
-        loaded: Loaded = load(device.target, config)
+        loaded = loaded or load(device.target, config)
         self.device = device
         self.plugins = loaded.plugins
         self.report = loaded.report
@@ -80,11 +86,13 @@ class Session:
         self.degraded: Counter[str] = Counter()
         self._override = {**config.override, **override}
         _known_operators(self._override, self.operators)
+        _OPERATORS_SEEN.update(self.operators)
         self._strict = config.strict if strict is None else strict
         self._candidates = _candidates(self.plugins)
         rules = [rule for p in self.plugins for kernel in p.kernels for rule in kernel.requires]
-        self._versions = installed_versions(["torch", "triton", *(rule.package for rule in rules)])
-        self._failed: dict[str, str] = {}
+        packages = ["torch", "triton", *(rule.package for rule in rules)]
+        self._versions = MappingProxyType(installed_versions(packages))  # builders see it too
+        self._failed: dict[Problem, Mapping[str, str]] = {}
         self._launchers: dict[Problem, Run] = {}
         self._plans: dict[tuple[Problem, str | None], Plan] = {}
         self._frozen: Literal["warn", "error"] | None = None
@@ -99,8 +107,9 @@ class Session:
 
     def decide(self, problem: Problem, *, kernel: str | None = None) -> Decision:
         """The decision for `problem`; `kernel` asks for one by name or id, still checked."""
-        wanted = kernel or self._wanted(problem.operator)
-        candidates = self._candidates.get(self._operator(problem.operator).name, ())
+        operator = self._operator(problem)
+        wanted = kernel or self._wanted(operator.name)
+        candidates = self._candidates.get(operator.name, ())
         if wanted is not None and not any(c.kernel.named(wanted) for c in candidates):
             known = [c.kernel.id for c in candidates]
             raise UnknownName(f"kernel of {problem.operator}", wanted, known)
@@ -112,7 +121,7 @@ class Session:
             candidates,
             self._versions,
             policy,
-            self._failed,
+            self._failed.get(problem),
         )
 
     def explain(self, problem: Problem, *, kernel: str | None = None) -> str:
@@ -124,7 +133,8 @@ class Session:
 
         Two ranks with the same fingerprint run the same kernels.
         """
-        decisions = {repr(p): plan.decision.to_json()["chosen"] for p, plan in self._plans.items()}
+        bound = self._plans.copy()  # in one step: other threads may be binding
+        decisions = {repr(p): plan.decision.to_json()["chosen"] for p, plan in bound.items()}
         plugins = [(p.name, p.distribution, p.version) for p in self.plugins]
         facts = [self.device.target.key, plugins, sorted(self._versions.items())]
         text = json.dumps([facts, sorted(decisions.items())])
@@ -159,15 +169,19 @@ class Session:
 
     def _bind(self, problem: Problem, wanted: str | None) -> Plan:
         key = (problem, wanted)
+        plan = self._plans.get(key)  # without the lock: nobody waits for another one's compilation
+        if plan is not None:
+            return plan
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
                 self._check_frozen(problem)
-                plan = self._plans[key] = self._build(problem, wanted)
+                plan = self._build(problem, wanted)
                 if plan.decision.degraded:
                     self._announce(plan.decision)
-            if wanted == self._override.get(problem.operator):
-                self._launchers[problem] = plan.run
+                if wanted == self._override.get(problem.operator):
+                    self._launchers[problem] = plan.run
+                self._plans[key] = plan
             return plan
 
     def _build(self, problem: Problem, wanted: str | None) -> Plan:
@@ -176,19 +190,16 @@ class Session:
             decision = self.decide(problem, kernel=wanted)
             if decision.chosen is None:
                 raise Unsupported(rendering.unsupported(decision), decision)
-            operator = self.operators[problem.operator]
-            build = Build(
-                self.device, self.capabilities, operator, decision.chosen, self._versions
-            )
+            operator, kernel = self.operators[problem.operator], decision.chosen
+            build = Build(self.device, self.capabilities, operator, kernel, self._versions)
             try:
                 return bind(problem, decision, build)
-            except ArchkeyError:
-                raise
-            except Exception as error:  # a kernel's code may raise anything
-                self._failed[decision.chosen.id] = f"{type(error).__name__}: {error}"
-                log.warning(
-                    "kernel %s could not be built for %s", decision.chosen.id, problem, exc_info=True
-                )
+            except (Exception, SystemExit) as error:  # a kernel's code may raise anything
+                # For this problem alone: decisions must not depend on what was asked before.
+                failed = self._failed.get(problem, _NOTHING)
+                self._failed[problem] = {**failed, kernel.id: describe(error)}
+                say = "kernel %s could not be built for %s"
+                log.warning(say, kernel.id, problem, exc_info=True)
 
     def _announce(self, decision: Decision) -> None:
         """Say once per operator that something better is missing; count every problem."""
@@ -207,11 +218,16 @@ class Session:
     def _wanted(self, operator: str) -> str | None:
         return _OVERRIDE.get().get(operator) or self._override.get(operator)
 
-    def _operator(self, name: str) -> Operator:
-        try:
-            return self.operators[name]
-        except KeyError:
-            raise UnknownName("operator", name, self.operators) from None
+    def _operator(self, problem: Problem) -> Operator:
+        """The operator of `problem`, which must be one of its Problems."""
+        name = getattr(problem, "operator", "")
+        if name not in self.operators:
+            raise UnknownName("operator", name or repr(problem), self.operators)
+        operator = self.operators[name]
+        if not isinstance(problem, operator.problem):
+            expected = operator.problem.__name__
+            raise ArgumentTypeError(f"problem must be a {expected}, found {problem!r:.200}")
+        return operator
 
     # ---- the operators, as methods
 
@@ -219,7 +235,11 @@ class Session:
         operators = self.__dict__.get("operators", {})
         if name not in operators:
             raise AttributeError(f"a Session has no {name!r}")
-        method = _method(self, resolve(operators[name].function).__wrapped__)
+        impl = getattr(resolve(operators[name].function), "__wrapped__", None)
+        if impl is None:
+            path = operators[name].function
+            raise PluginError(f"{path} must be decorated with archkey.ops._contract.public")
+        method = _method(self, impl)
         self.__dict__[name] = method
         return method
 
@@ -252,6 +272,7 @@ def override(**kernels: str) -> Iterator[None]:
 
     Local to the thread or task. The kernels still have to pass every check.
     """
+    _known_operators(kernels, _OPERATORS_SEEN)
     token = _OVERRIDE.set(MappingProxyType({**_OVERRIDE.get(), **kernels}))
     try:
         yield
@@ -259,8 +280,7 @@ def override(**kernels: str) -> Iterator[None]:
         _OVERRIDE.reset(token)
 
 
-_SESSIONS: dict[Any, Session] = {}
-_OPENING = threading.Lock()
+_OPENING = threading.RLock()  # a plugin that calls an operator while it is imported must not hang
 
 
 def session_of(torch_device: Any) -> Session:
@@ -292,16 +312,19 @@ def _find_device(device: Any) -> Device:
     for candidate in found:
         if candidate.target.is_exact(target):
             return candidate
-    return _pretended(target, found)
+    return Device(target, index=0, name="", source="pretend")
 
 
 def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) -> Device:
     """The probed device behind a torch device. torch calls an AMD GPU "cuda" too."""
     platforms = ("cuda", "rocm") if kind == "cuda" else (kind,)
     real = [d for d in found if d.source != "pretend" and d.target.platform in platforms]
-    for candidate in real:
-        if kind == "cpu" or candidate.index == (index or 0):
-            return candidate
+    uuid = _torch_uuid(index or 0) if kind == "cuda" and len(real) > 1 else ""
+    # By default CUDA sorts different GPUs by speed and the driver by bus: the uuid decides.
+    same = [d for d in real if uuid and uuid in (d.uuid or "")]
+    for candidate in same or real:
+        if same or kind == "cpu" or candidate.index == (index or 0):
+            return replace(candidate, index=index or 0)  # from here on torch's count is meant
     raise ArgumentValueError(
         f"device {kind}:{index or 0} is not among the probed devices: "
         + ", ".join(f"{d.target.key}[{d.index}]" for d in real or found)
@@ -309,15 +332,12 @@ def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) ->
     )
 
 
-def _pretended(target: Target, found: tuple[Device, ...]) -> Device:
-    """A device of which only the target is known."""
-    blank = dict.fromkeys(
-        ("compute_units", "shared_memory_bytes", "l2_bytes", "memory_bytes"), None
-    )
-    cpu = found[-1]
-    return replace(
-        cpu, target=target, index=0, name="", partition="", uuid="", driver="", source="pretend", **blank
-    )
+def _torch_uuid(index: int) -> str:
+    """torch's uuid of a GPU, if torch has a GPU context already; "" otherwise."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return ""
+    return str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
 
 
 def _refuse_unknown(target: Target) -> None:
@@ -336,7 +356,7 @@ def _candidates(plugins: Iterable[Any]) -> dict[str, tuple[Candidate, ...]]:
     return {name: tuple(listed) for name, listed in by_operator.items()}
 
 
-def _known_operators(names: Iterable[str], operators: Mapping[str, Operator]) -> None:
+def _known_operators(names: Iterable[str], operators: Collection[str]) -> None:
     for name in names:
         if name not in operators:
             raise UnknownName("operator", name, operators, "An override names it.")
@@ -359,8 +379,8 @@ def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
     def method(*args: Any, **kwargs: Any) -> Any:
         if device.source != "pretend":
             for value in (*args, *kwargs.values()):
-                found = getattr(value, "device", None)
-                if found is None:
+                found: Any = getattr(value, "device", None)
+                if not hasattr(found, "type"):  # no tensor; numpy arrays have a device too
                     continue
                 kind = "cuda" if platform in ("cuda", "rocm") else platform
                 if found.type == kind and (kind == "cpu" or found.index == device.index):

@@ -9,7 +9,7 @@
 | `ARCHKEY_OVERRIDE_<OPERATOR>` | the kernel to use for that operator, still checked |
 | `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
 | `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
-| `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning (default), error |
+| `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning, error |
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Settings:
     override: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     strict: bool = False
     validate: bool = False
-    loglevel: str = "WARNING"
+    loglevel: str | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read `environ`; a misspelt or unreadable ARCHKEY_ variable is an error."""
         ours = {k: v.strip() for k, v in environ.items() if k.startswith(_PREFIX)}
-        known = [_PREFIX + name for name in _PLAIN]
+        known = [*(_PREFIX + name for name in _PLAIN), _OVERRIDE + "<OPERATOR>"]
         for name in ours:
             if name not in known and not name.startswith(_OVERRIDE):
                 raise SettingError(f"unknown environment variable {name}; {nearest(name, known)}")
@@ -57,11 +57,15 @@ class Settings:
             plugins=allow or None,
             disable_plugins=_names(ours.get("ARCHKEY_DISABLE_PLUGINS", "")),
             override=MappingProxyType(
-                {k[len(_OVERRIDE) :].lower(): v for k, v in ours.items() if k.startswith(_OVERRIDE)}
+                {
+                    name[len(_OVERRIDE) :].lower(): kernel
+                    for name, kernel in ours.items()
+                    if name.startswith(_OVERRIDE) and kernel  # empty is as good as not set
+                }
             ),
             strict=_boolean("ARCHKEY_STRICT", ours),
             validate=_boolean("ARCHKEY_VALIDATE", ours),
-            loglevel=_level(ours.get("ARCHKEY_LOGLEVEL") or "warning"),
+            loglevel=_level(ours.get("ARCHKEY_LOGLEVEL", "")),
         )
 
 
@@ -69,7 +73,8 @@ class Settings:
 def settings() -> Settings:
     """The settings of this process. `settings.cache_clear()` reads the environment again."""
     found = Settings.from_environ(os.environ)
-    logging.getLogger("archkey").setLevel(found.loglevel)
+    if found.loglevel is not None:  # else the level is the application's business
+        logging.getLogger("archkey").setLevel(found.loglevel)
     return found
 
 
@@ -84,8 +89,10 @@ def _boolean(name: str, environ: Mapping[str, str]) -> bool:
     return _BOOLEANS[text]
 
 
-def _level(text: str) -> str:
+def _level(text: str) -> str | None:
     level = text.upper()
+    if not level:
+        return None
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise SettingError(f"ARCHKEY_LOGLEVEL={text!r}; use debug, info, warning or error")
     return level

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
+
 from archkey.conditions import Condition
 from archkey.requirements import within
 
@@ -23,6 +25,9 @@ class Row:
     when: tuple[Condition, ...] = ()
     triton: str = ""  # PEP 440 range of Triton releases; "" is any
     measured: str = "not measured"
+
+    def __post_init__(self) -> None:
+        SpecifierSet(self.triton)  # a bad range is the plugin author's error: say so at load
 
     def fits(self, problem: Any, triton: str | None) -> bool:
         """Whether this row is for `problem` under that Triton version (None: not installed)."""

@@ -27,7 +27,7 @@ def packed(name: str) -> PackedKV:
 def empty_cache(
     layout: PackedKV, num_blocks: int, page_size: int, *, device: Any = None
 ) -> torch.Tensor:
-    """A zeroed cache `[num_blocks, page_size, row_bytes]`, uint8, with the layout's block stride."""
+    """A zeroed uint8 cache `[num_blocks, page_size, row_bytes]` with the layout's block stride."""
     stride, row = layout.block_bytes(page_size), layout.row_bytes
     blocks = torch.zeros(num_blocks, stride, dtype=torch.uint8, device=device)
     return blocks.as_strided((num_blocks, page_size, row), (stride, row, 1))

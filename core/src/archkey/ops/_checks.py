@@ -110,7 +110,7 @@ def check_same_device(op: str, first: torch.Tensor, **others: Any) -> None:
 
 
 def check_no_grad(op: str, *tensors: torch.Tensor | None) -> None:
-    """No gradient is asked for: archkey is for inference."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    """No gradient is asked for: archkey is for inference. Call it where gradients are enabled."""
+    if any(t is not None and t.requires_grad for t in tensors) and torch.is_grad_enabled():
         hint = "archkey is for inference: call it under torch.no_grad() or inference_mode()."
         bad_value(op, "the call", "free of gradients", "a tensor with requires_grad=True", hint)

@@ -29,7 +29,7 @@ class Problem(Protocol):
     @property
     def operator(self) -> str: ...
     def _asdict(self) -> dict[str, Any]: ...
-    def _replace(self, **fields: Any) -> Any: ...
+    def _replace(self, *args: Any, **kwargs: Any) -> Any: ...
     def __hash__(self) -> int: ...
 
 
@@ -63,38 +63,35 @@ class Operator:
         return (self.problem.__doc__ or "").strip().partition("\n")[0]
 
 
+SESSIONS: dict[Any, Session] = {}
+"""The session that calls on tensors of a torch device use. Filled by `archkey.session`."""
+
+
 def public(impl: Callable[Concatenate[Session, P], R]) -> Callable[P, R]:
     """The function that users call: `impl` on the session of its first tensor's device.
 
     `session.<operator>(...)` calls `impl` itself, found as `__wrapped__`.
     """
     parameters = list(inspect.signature(impl).parameters.values())[1:]
-    first_name = parameters[0].name
 
     @functools.wraps(impl)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            first: Any = args[0] if args else kwargs[first_name]
-            device = first.device
-        except (KeyError, AttributeError):
-            device = _device_of_any(impl.__name__, args, kwargs)
-        return impl(_session_of(device), *args, **kwargs)
+            session = SESSIONS[args[0].device]  # type: ignore[attr-defined]
+        except (AttributeError, IndexError, KeyError):
+            session = _find_session(impl.__name__, args, kwargs)
+        return impl(session, *args, **kwargs)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return call
 
 
-def _session_of(device: Any) -> Session:
-    # Replaces itself on first use: the session room sits above this one and needs it loaded.
+def _find_session(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Session:
+    """The session of the first tensor among the arguments: a first one may be None."""
+    # The session room sits above this one; it is loaded by the first call.
     from archkey.session import session_of
 
-    globals()["_session_of"] = session_of
-    return session_of(device)
-
-
-def _device_of_any(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """Device of the first tensor among the arguments: the first one may be optional."""
     for value in (*args, *kwargs.values()):
         if hasattr(value, "device"):
-            return value.device
+            return session_of(value.device)
     raise ArgumentTypeError(f"{name}: expected tensors, found none among the arguments")

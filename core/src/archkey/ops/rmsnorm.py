@@ -14,20 +14,16 @@ a slice of a wider projection (kv_a of a `[T, 512 + 64]` row) is read in place, 
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from archkey.ops._checks import (
-    FLOATS,
+    bad_type,
     bad_value,
-    check_dtype,
-    check_last_contiguous,
     check_no_grad,
-    check_same_device,
-    check_tensor,
-    dtype_name,
     shape_text,
 )
 from archkey.ops._contract import Operator, public
+from archkey.ops._rows import check_rows, check_rows_like, check_vector
 
 if TYPE_CHECKING:
     import torch
@@ -109,23 +105,24 @@ def rmsnorm(
 
     Returns out. Raises ArgumentValueError or ArgumentTypeError before anything is written.
     """
-    op = "rmsnorm"
-    check_tensor(op, "x", x)
+    op, device = "rmsnorm", x.device
+    dtype, shape, heads, bits = check_rows(op, "x", x)
     if out is None:
-        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    dtype, width = _operand(op, "x", x)
-    out_dtype = _like(op, "out", out, x)
-    weight_dtype = _weight(op, "weight", weight, x, width, eps)
-    check_no_grad(op, x, weight)
-    heads, bits = _layout(x, out)
+        out = torch.empty(shape, dtype=x.dtype, device=device)
+    out_dtype, _, out_heads, out_bits = check_rows_like(op, "out", out, shape, device)
+    weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], device)
+    if not eps > 0:  # NaN is not either
+        _bad_eps(op, "eps", eps)
+    if torch.is_grad_enabled():
+        check_no_grad(op, x, weight)
     problem = RmsNormProblem(
         dtype,
         weight_dtype,
         out_dtype,
-        width,
-        heads,
+        shape[-1],
+        heads if heads >= out_heads else out_heads,
         cast_before_weight,
-        (bits | weight.data_ptr()) & 15 == 0,
+        (bits | out_bits | weight_bits) & 15 == 0,
         enable_pdl is not False and session.pdl,
     )
     session.launcher(problem)(x, weight, eps, weight_bias, cast_before_weight, out)
@@ -156,27 +153,40 @@ def fused_add_rmsnorm(
 
     Returns (out, residual_out).
     """
-    op = "fused_add_rmsnorm"
-    check_tensor(op, "x", x)
-    out = x if out is None else out
-    residual_out = residual if residual_out is None else residual_out
-    dtype, width = _operand(op, "x", x)
-    residual_dtype = _like(op, "residual", residual, x)
-    out_dtype = _like(op, "out", out, x)
-    if residual_out is not residual and _like(op, "residual_out", residual_out, x) != residual_dtype:
-        bad_value(op, "residual_out", f"{residual_dtype} like residual", dtype_name(residual_out))
-    weight_dtype = _weight(op, "weight", weight, x, width, eps)
-    check_no_grad(op, x, residual, weight)
-    heads, bits = _layout(x, residual, out, residual_out)
+    op, device = "fused_add_rmsnorm", x.device
+    dtype, shape, heads, bits = check_rows(op, "x", x)
+    residual_dtype, _, residual_heads, more = check_rows_like(
+        op, "residual", residual, shape, device
+    )
+    heads, bits, out_dtype = max(heads, residual_heads), bits | more, dtype
+    if out is None:
+        out = x
+    else:
+        out_dtype, _, out_heads, more = check_rows_like(op, "out", out, shape, device)
+        heads, bits = max(heads, out_heads), bits | more
+    if residual_out is None:
+        residual_out = residual
+    else:
+        sum_dtype, _, sum_heads, more = check_rows_like(
+            op, "residual_out", residual_out, shape, device
+        )
+        heads, bits = max(heads, sum_heads), bits | more
+        if sum_dtype != residual_dtype:
+            bad_type(op, "residual_out", f"{residual_dtype} like residual", sum_dtype)
+    weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], device)
+    if not eps > 0:  # NaN is not either
+        _bad_eps(op, "eps", eps)
+    if torch.is_grad_enabled():
+        check_no_grad(op, x, residual, weight)
     problem = FusedAddRmsNormProblem(
         dtype,
         residual_dtype,
         weight_dtype,
         out_dtype,
-        width,
+        shape[-1],
         heads,
         cast_before_weight,
-        (bits | weight.data_ptr()) & 15 == 0,
+        (bits | weight_bits) & 15 == 0,
         enable_pdl is not False and session.pdl,
     )
     session.launcher(problem)(
@@ -210,32 +220,47 @@ def fused_qk_rmsnorm(
 
     Returns (q_out, k_out).
     """
-    op = "fused_qk_rmsnorm"
-    check_tensor(op, "k", k)
+    op, device = "fused_qk_rmsnorm", k.device
+    dtype, shape, k_heads, bits = check_rows(op, "k", k)
     if k_out is None:
-        k_out = torch.empty(k.shape, dtype=k.dtype, device=k.device)
-    dtype, k_width = _operand(op, "k", k)
-    out_dtype = _like(op, "k_out", k_out, k)
-    weight_dtype = _weight(op, "k_weight", k_weight, k, k_width, k_eps, "k_eps")
-    k_heads, bits = _layout(k, k_out)
-    bits |= k_weight.data_ptr()
-    q_heads, q_width = 1, 0
-    if q is None:
-        for name, given in (("q_weight", q_weight), ("q_eps", q_eps), ("q_out", q_out)):
-            if given is not None:
-                bad_value(op, name, "None when q is None", type(given).__name__)
-    else:
-        q_out, q_width, q_heads, q_bits = _q_half(op, q, q_weight, q_eps, q_out, k, k_weight, k_out)
-        bits |= q_bits
-    check_no_grad(op, q, q_weight, k, k_weight)
+        k_out = torch.empty(shape, dtype=k.dtype, device=device)
+    out_dtype, _, out_heads, out_bits = check_rows_like(op, "k_out", k_out, shape, device)
+    weight_dtype, weight_bits = check_vector(op, "k_weight", k_weight, shape[-1], device)
+    if not k_eps > 0:  # NaN is not either
+        _bad_eps(op, "k_eps", k_eps)
+    if torch.is_grad_enabled():
+        check_no_grad(op, q, q_weight, k, k_weight)
+    bits |= out_bits | weight_bits
+    q_width, q_heads = 0, 1
+    if q is not None:
+        q_dtype, q_shape, q_heads, q_bits = check_rows(op, "q", q)
+        if q_out is None:
+            q_out = torch.empty(q_shape, dtype=k_out.dtype, device=device)
+        q_out_dtype, _, q_out_heads, q_out_bits = check_rows_like(
+            op, "q_out", q_out, q_shape, device
+        )
+        q_width, q_heads = q_shape[-1], q_heads if q_heads >= q_out_heads else q_out_heads
+        if q_weight is None or q_eps is None or not q_eps > 0:
+            _bad_q(op, q_weight, q_eps)
+        q_weight_dtype, q_weight_bits = check_vector(op, "q_weight", q_weight, q_width, device)
+        if q_shape[0] != shape[0] or q.device != device:
+            expected = f"of k's {shape[0]} tokens, on {device}"
+            bad_value(op, "q", expected, f"{shape_text(q)} on {q.device}")
+        if not (q_dtype == dtype and q_out_dtype == out_dtype and q_weight_dtype == weight_dtype):
+            expected = f"of k's dtypes, {dtype}, {out_dtype}, {weight_dtype}"
+            found = f"{q_dtype}, {q_out_dtype}, {q_weight_dtype}"
+            bad_type(op, "q, q_out, q_weight", expected, found)
+        bits |= q_bits | q_out_bits | q_weight_bits
+    elif not (q_weight is None and q_eps is None and q_out is None):
+        bad_value(op, "q_weight, q_eps and q_out", "None when q is None", "one that is given")
     problem = FusedQkRmsNormProblem(
         dtype,
         weight_dtype,
         out_dtype,
         q_width,
-        k_width,
+        shape[-1],
         q_heads,
-        k_heads,
+        k_heads if k_heads >= out_heads else out_heads,
         cast_before_weight,
         bits & 15 == 0,
         enable_pdl is not False and session.pdl,
@@ -246,98 +271,15 @@ def fused_qk_rmsnorm(
     return q_out, k_out
 
 
-def _q_half(
-    op: str,
-    q: torch.Tensor,
-    q_weight: torch.Tensor | None,
-    q_eps: float | None,
-    q_out: torch.Tensor | None,
-    k: torch.Tensor,
-    k_weight: torch.Tensor,
-    k_out: torch.Tensor,
-) -> tuple[torch.Tensor, int, int, int]:
-    """Check the q half against the k half; returns (q_out, width, heads, address bits)."""
-    check_tensor(op, "q", q)
+def _bad_eps(op: str, name: str, eps: float) -> NoReturn:
+    bad_value(op, name, "> 0", eps, "A row of zeros would divide by zero.")
+
+
+def _bad_q(op: str, q_weight: torch.Tensor | None, q_eps: float | None) -> NoReturn:
     if q_weight is None or q_eps is None:
-        bad_value(op, "q_weight and q_eps", "given with q", f"{q_weight!r:.20} and {q_eps}")
-    if q_out is None:
-        q_out = torch.empty(q.shape, dtype=k_out.dtype, device=q.device)
-    dtype, width = _operand(op, "q", q)
-    if q.dtype != k.dtype:
-        bad_value(op, "q", f"{dtype_name(k)} like k", dtype)
-    if q.shape[0] != k.shape[0]:
-        bad_value(op, "q", f"of k's {k.shape[0]} tokens", shape_text(q))
-    check_same_device(op, k, q=q)
-    if _like(op, "q_out", q_out, q) != dtype_name(k_out):
-        bad_value(op, "q_out", f"{dtype_name(k_out)} like k_out", dtype_name(q_out))
-    if _weight(op, "q_weight", q_weight, q, width, q_eps, "q_eps") != dtype_name(k_weight):
-        bad_value(op, "q_weight", f"{dtype_name(k_weight)} like k_weight", dtype_name(q_weight))
-    heads, bits = _layout(q, q_out)
-    return q_out, width, heads, bits | q_weight.data_ptr()
-
-
-def _operand(op: str, name: str, x: torch.Tensor) -> tuple[str, int]:
-    """dtype and width of a tensor of rows."""
-    dtype = check_dtype(op, name, x, FLOATS)
-    if x.dim() not in (2, 3) or x.shape[-1] == 0:
-        bad_value(op, name, "of shape [T, N] or [T, h, N] with N > 0", shape_text(x))
-    check_last_contiguous(op, name, x)
-    return dtype, x.shape[-1]
-
-
-def _like(op: str, name: str, tensor: torch.Tensor, x: torch.Tensor) -> str:
-    """dtype of a tensor that goes row by row with x."""
-    if tensor is x:
-        return dtype_name(x)
-    check_tensor(op, name, tensor)
-    dtype = check_dtype(op, name, tensor, FLOATS)
-    if tensor.shape != x.shape:
-        bad_value(op, name, f"of shape {shape_text(x)}", shape_text(tensor))
-    check_last_contiguous(op, name, tensor)
-    if tensor.device != x.device:
-        check_same_device(op, x, **{name: tensor})
-    return dtype
-
-
-def _weight(
-    op: str,
-    name: str,
-    weight: torch.Tensor,
-    x: torch.Tensor,
-    width: int,
-    eps: float,
-    eps_name: str = "eps",
-) -> str:
-    """dtype of a weight `[N]`; checks its eps too."""
-    check_tensor(op, name, weight)
-    dtype = check_dtype(op, name, weight, FLOATS)
-    if weight.dim() != 1 or weight.shape[0] != width:
-        bad_value(op, name, f"of shape [{width}]", shape_text(weight))
-    check_last_contiguous(op, name, weight)
-    if weight.device != x.device:
-        check_same_device(op, x, **{name: weight})
-    if not eps > 0:
-        bad_value(op, eps_name, "> 0", eps, "A row of zeros would divide by zero.")
-    return dtype
-
-
-def _layout(*tensors: torch.Tensor) -> tuple[int, int]:
-    """(heads, address bits) of tensors that go row by row.
-
-    heads is 1 where all rows of every tensor are evenly spaced: `[T, h, N]` is then `[T * h, N]`.
-    Address bits are the union of all pointers [bytes] and row strides [elements]; their lowest
-    four tell whether rows can be read 16 bytes at a time.
-    """
-    bits = 0
-    heads = 1
-    for tensor in tensors:
-        strides = tensor.stride()
-        bits |= tensor.data_ptr() | strides[0]
-        if len(strides) == 3:
-            bits |= strides[1]
-            if strides[0] != strides[1] * tensor.shape[1]:
-                heads = tensor.shape[1]
-    return heads, bits
+        missing = "q_weight" if q_weight is None else "q_eps"
+        bad_value(op, missing, "given with q", None)
+    _bad_eps(op, "q_eps", q_eps)
 
 
 _BF16 = ("bfloat16", "bfloat16", "bfloat16")

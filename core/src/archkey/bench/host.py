@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What archkey costs on the host: import, discovery, a decision, a bound plan, a functional call.
+
+    archkey bench --host
+
+Each row is the best of several repeats (the least disturbed one), beside its limit. A kernel
+that does nothing stands for the launch, so that what remains is archkey's own. Times of a busy
+or virtual machine are upper bounds: read the ratio column, too, where there is one.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import timeit
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from archkey.kernel import Kernel, Run
+from archkey.plugins import Loaded, Plugin
+from archkey.ops._contract import SESSIONS
+from archkey.session import Session, open
+
+__all__ = ["Row", "nothing", "measure"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured cost. `limit` is what the design allows, None where it sets none."""
+
+    what: str
+    value: float
+    unit: str
+    limit: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the cost is within its limit."""
+        return self.limit is None or self.value <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and `passed`."""
+        return {**self.__dict__, "passed": self.passed}
+
+
+def measure(repeats: int = 7) -> Iterator[Row]:
+    """All rows, each as soon as it is known."""
+    yield from _fresh_process(repeats)
+    yield from _calls(repeats)
+
+
+def nothing(problem: Any, build: Any) -> Run:
+    """Builder of a kernel that does nothing."""
+    return _do_nothing
+
+
+def _do_nothing(*arguments: Any) -> None:
+    pass
+
+
+_IMPORT = """
+import time; start = time.perf_counter(); import archkey
+print(time.perf_counter() - start)
+import sys; assert not {"torch", "triton"} & set(sys.modules)
+"""
+_DISCOVER = """
+import time, archkey.plugins
+start = time.perf_counter(); archkey.plugins.discover()
+print(time.perf_counter() - start)
+"""
+_OPEN = """
+import time, archkey.session
+start = time.perf_counter(); archkey.open("cpu")
+print(time.perf_counter() - start)
+import sys; assert not {"torch", "triton"} & set(sys.modules)
+"""
+
+
+def _fresh_process(repeats: int) -> Iterator[Row]:
+    """Costs that are paid once a process, measured in new ones."""
+    for what, code, limit in (
+        ("import archkey, without torch and triton", _IMPORT, 60.0),
+        ("find the installed plugins", _DISCOVER, 20.0),
+        ("probe, load plugins and open a session", _OPEN, None),
+    ):
+        seconds = [float(_run(code)) for _ in range(repeats)]
+        yield Row(what, min(seconds) * 1e3, "ms", limit)
+
+
+def _run(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def _calls(repeats: int) -> Iterator[Row]:
+    """Costs of every call, on small CPU tensors and a kernel that does nothing."""
+    import torch
+
+    from archkey.ops.rmsnorm import RmsNormProblem, fused_add_rmsnorm, fused_qk_rmsnorm, rmsnorm
+
+    def best(call: Callable[[], object], number: int = 20_000) -> float:
+        return min(timeit.repeat(call, number=number, repeat=repeats)) / number * 1e6
+
+    x, residual, row = (torch.randn(4, n, dtype=torch.bfloat16) for n in (512, 512, 2112))
+    weight, q_weight = (torch.ones(n, dtype=torch.bfloat16) for n in (512, 1536))
+    out, q_out = torch.empty_like(x), torch.empty(4, 1536, dtype=torch.bfloat16)
+    q, k = row[:, :1536], row[:, 1536:2048]
+    session = _session_of_nothing()
+    problem = RmsNormProblem("bfloat16", "bfloat16", "bfloat16", 512)
+    run = session.plan(problem).run
+    direct = best(lambda: _do_nothing(x, weight, 1e-6, 0.0, False, out))
+    bound = best(lambda: run(x, weight, 1e-6, 0.0, False, out))
+    yield Row("decide, with every reason", best(lambda: session.decide(problem), 2_000), "us")
+    yield Row("a bound plan, beyond the kernel's function", max(bound - direct, 0.0), "us", 0.3)
+    before = SESSIONS.get(x.device)
+    SESSIONS[x.device] = session
+    try:
+        for what, call in (
+            ("rmsnorm(x, weight, out=...)", lambda: rmsnorm(x, weight, 1e-6, out=out)),
+            ("fused_add_rmsnorm(x, residual, ...)", lambda: fused_add_rmsnorm(x, residual, weight)),
+            (
+                "fused_qk_rmsnorm(q, ..., q_out=..., k_out=...)",
+                lambda: fused_qk_rmsnorm(
+                    q, q_weight, 1e-6, k, weight, 1e-6, q_out=q_out, k_out=out
+                ),
+            ),
+        ):
+            with torch.inference_mode():  # as engines call it
+                yield Row(f"{what}, beyond the launch", best(call) - direct, "us", 5.0)
+    finally:
+        SESSIONS.pop(x.device)
+        if before is not None:
+            SESSIONS[x.device] = before
+    yield Row("for scale: torch.empty_like", best(lambda: torch.empty_like(x)), "us")
+
+
+def _session_of_nothing() -> Session:
+    """A session of the CPU in which every kernel does nothing."""
+    cpu = open("cpu")
+    plugins = tuple(replace(plugin, kernels=_empty(plugin)) for plugin in cpu.plugins)
+    from archkey.settings import settings
+
+    return Session(cpu.device, settings(), loaded=Loaded(plugins, cpu.report))
+
+
+def _empty(plugin: Plugin) -> tuple[Kernel, ...]:
+    return tuple(replace(k, build="archkey.bench.host:nothing") for k in plugin.kernels)

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hooks of `cuda_sm100`: NVIDIA Blackwell, B200 and GB200; with them sm103, B300 and GB300."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import archkey
+from archkey.kernels.catalogue import rmsnorm_kernels
+from archkey_cuda_sm100.facts import FACTS
+from archkey_cuda_sm100.tuning import QK_RMSNORM, RMSNORM
+
+ARCHKEY_API = (1, 1)
+
+
+@archkey.hookimpl
+def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]:
+    """The table of facts; what differs from card to card is left to the probe."""
+    return FACTS
+
+
+@archkey.hookimpl
+def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
+    """The shared bodies with this architecture's numbers."""
+    yield from rmsnorm_kernels(RMSNORM, QK_RMSNORM)

@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RMSNorm on the card in this machine: correctness on fresh random inputs, then times.
+
+    python tests/device/rmsnorm.py [--sweep] [--json FILE]
+
+Correctness first: every listed width and token count against the float64 reference, in units in
+the last place of the output's dtype. Times are medians of CUDA graph replays of one call with the
+L2 cache overwritten before each, beside the copy bandwidth measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import archkey
+import archkey.session
+from archkey.kernels.tunings import RmsNormTuning
+from archkey.launch import Build
+from archkey.ops import OPERATORS
+from archkey.reference import rmsnorm as reference
+
+WIDTHS = (111, 128, 200, 256, 512, 1536, 2048, 2304, 4096, 6144, 7168, 8192, 16384, 18432)
+TOKENS = (1, 2, 33, 64, 132, 256, 4096, 16384)
+QK = ((1536, 512), (2048, 512), (0, 512))
+_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+def ulps(out: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
+    """Distance in representable numbers of out's dtype."""
+    kind = _BITS[out.dtype]
+
+    def ordered(x: torch.Tensor) -> torch.Tensor:
+        bits = x.contiguous().view(kind).long()
+        return torch.where(bits < 0, -(bits & torch.iinfo(kind).max), bits)
+
+    return (ordered(out) - ordered(want.to(out.dtype))).abs()
+
+
+class Check:
+    """Collects the worst distances; a NaN anywhere is infinitely far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, what: str, out: torch.Tensor, want: torch.Tensor) -> None:
+        far = ulps(out, want)
+        limit = 2 if out.dtype != torch.float32 else 64  # float32 sums in another order
+        share = (far > 1).double().mean().item() if limit == 2 else 0.0
+        bad = not bool(out.isfinite().all()) or int(far.max()) > limit or share > 1e-3
+        self.rows.append({"what": what, "max_ulp": int(far.max()), "over_1": share, "ok": not bad})
+        if bad:
+            print("FAILED", self.rows[-1])
+
+
+def correctness(seed: int) -> Check:
+    """Every width, token count, dtype and layout."""
+    torch.manual_seed(seed)
+    check = Check()
+    for n, t in itertools.product(WIDTHS, TOKENS):
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            if dtype != torch.bfloat16 and t not in (33, 256):
+                continue
+            _one(check, n, t, dtype)
+    for (nq, nk), t in itertools.product(QK, (*TOKENS, 131072)):
+        _qk(check, nq, nk, t)
+    _long(check)
+    return check
+
+
+def _one(check: Check, n: int, t: int, dtype: torch.dtype) -> None:
+    wide = torch.randn(t, n + 64, device="cuda", dtype=dtype)
+    x, w = wide[:, :n], torch.randn(n, device="cuda", dtype=dtype)
+    bias = float(torch.rand(()) > 0.5)
+    out = torch.full_like(x, float("nan"))
+    archkey.rmsnorm(x, w, 1e-6, out=out, weight_bias=bias)
+    (want,) = reference.rmsnorm(x, w, 1e-6, bias, compute_dtype=torch.float64)
+    check(f"rmsnorm N={n} T={t} {dtype} strided", out, want)
+    residual = torch.randn(t, n, device="cuda", dtype=dtype)
+    y, total = reference.fused_add_rmsnorm(x, residual, w, 1e-6, compute_dtype=torch.float64)
+    archkey.fused_add_rmsnorm(x, residual, w, 1e-6)
+    check(f"fused_add_rmsnorm N={n} T={t} {dtype} out", x, y)
+    check(f"fused_add_rmsnorm N={n} T={t} {dtype} sum", residual, total)
+
+
+def _qk(check: Check, nq: int, nk: int, t: int) -> None:
+    row = torch.randn(t, nq + nk + 64, device="cuda", dtype=torch.bfloat16)
+    q, k = row[:, :nq] if nq else None, row[:, nq : nq + nk]
+    qw, kw = torch.randn(nq, device="cuda").bfloat16(), torch.randn(nk, device="cuda").bfloat16()
+    arguments = (q, qw if nq else None, 1e-6 if nq else None, k, kw, 1e-5)
+    q_out, k_out = archkey.fused_qk_rmsnorm(*arguments)
+    q_want, k_want = reference.fused_qk_rmsnorm(*arguments, compute_dtype=torch.float64)
+    check(f"fused_qk_rmsnorm {nq}+{nk} T={t} k", k_out, k_want)
+    if q_out is not None and q_want is not None:
+        check(f"fused_qk_rmsnorm {nq}+{nk} T={t} q", q_out, q_want)
+
+
+def _long(check: Check) -> None:
+    """More than 2^31 elements: the last rows must be right, too."""
+    t, n = 300_001, 7168
+    x = torch.randn(t, n, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(n, device="cuda", dtype=torch.bfloat16)
+    out = archkey.rmsnorm(x, w, 1e-6)
+    (want,) = reference.rmsnorm(x[-64:], w, 1e-6, compute_dtype=torch.float64)
+    check(f"rmsnorm N={n} T={t}, last rows", out[-64:], want)
+
+
+class Clock:
+    """Median device time of one call: graph replays, L2 overwritten before each."""
+
+    def __init__(self) -> None:
+        self.flush = torch.empty(192 << 20, dtype=torch.uint8, device="cuda")
+
+    def __call__(self, call: Callable[[], object], replays: int = 25) -> float:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        times = []
+        for _ in range(replays):
+            self.flush.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            graph.replay()
+            end.record()
+            torch.cuda.synchronize()
+            times.append(start.elapsed_time(end) * 1e3)
+        return statistics.median(times)
+
+
+def copy_bandwidth() -> float:
+    """TB/s of a device-to-device copy, bytes read plus bytes written; the best of several."""
+    a = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    b = torch.empty_like(a)
+    best = float("inf")
+    for _ in range(10):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        b.copy_(a)
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(end) * 1e3)
+    return 2 * a.nbytes / best / 1e6
+
+
+def workloads(t: int) -> Iterator[tuple[str, int, Callable[[], object], Callable[[], object]]]:
+    """(name, bytes, ours, torch.compile's) at `t` tokens."""
+    norm = torch.nn.functional.rms_norm
+    row = torch.randn(t, 2112, device="cuda", dtype=torch.bfloat16)
+    q, k = row[:, :1536], row[:, 1536:2048]
+    qw, kw, w = (torch.randn(n, device="cuda", dtype=torch.bfloat16) for n in (1536, 512, 7168))
+    q_out, k_out = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(
+        t, 512, device="cuda", dtype=torch.bfloat16
+    )
+    x, r, y = (torch.randn(t, 7168, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+
+    @torch.compile(dynamic=False)
+    def qk(q: torch.Tensor, k: torch.Tensor) -> Any:
+        return norm(q, (1536,), qw, 1e-6), norm(k, (512,), kw, 1e-6)
+
+    @torch.compile(dynamic=False)
+    def add(x: torch.Tensor, r: torch.Tensor) -> Any:
+        s = x + r
+        return norm(s, (7168,), w, 1e-6), s
+
+    one = torch.compile(lambda x: norm(x, (7168,), w, 1e-6), dynamic=False)
+    yield (
+        "fused_qk 1536+512 of 2112",
+        t * 2048 * 4,
+        lambda: archkey.fused_qk_rmsnorm(q, qw, 1e-6, k, kw, 1e-6, q_out=q_out, k_out=k_out),
+        lambda: qk(q, k),
+    )
+    yield (
+        "add + norm 7168",
+        t * 7168 * 8,
+        lambda: archkey.fused_add_rmsnorm(x, r, w, 1e-6),
+        lambda: add(x, r),
+    )
+    yield (
+        "norm 7168",
+        t * 7168 * 4,
+        lambda: archkey.rmsnorm(x, w, 1e-6, out=y),
+        lambda: one(x),
+    )
+
+
+def sweep(clock: Clock, session: archkey.Session) -> Iterator[dict[str, Any]]:
+    """Every tile and warp count, for the tables of the plugin."""
+    tiles, warps = (512, 1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8, 16)
+    for name in ("rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"):
+        operator = OPERATORS[name]
+        kernel = next(
+            k for p in session.plugins for k in p.kernels if k.operator == name and "triton" in k.id
+        )
+        for label, problem in operator.examples.items():
+            for t, tile, warp in itertools.product((64, 1024, 16384), tiles, warps):
+                if not 8 <= tile / (warp * 32) <= 128:
+                    continue
+                run = _tuned(session, kernel, problem._replace(pdl=False), tile, warp)
+                call = _call(run, problem, t)
+                yield {
+                    "operator": name,
+                    "problem": label,
+                    "T": t,
+                    "tile": tile,
+                    "num_warps": warp,
+                    "us": clock(call, 11),
+                }
+
+
+def _tuned(session: archkey.Session, kernel: Any, problem: Any, tile: int, warps: int) -> Any:
+    build = Build(session.device, session.capabilities, OPERATORS[kernel.operator], kernel, {})
+    build.tuning = lambda _: RmsNormTuning(tile, warps)  # type: ignore[method-assign]
+    return kernel.builder()(problem, build)
+
+
+def _call(run: Any, problem: Any, t: int) -> Callable[[], None]:
+    def rows(width: int, heads: int = 1) -> torch.Tensor:
+        shape = (t, heads, width) if heads > 1 else (t, width)
+        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
+
+    if problem.operator == "fused_qk_rmsnorm":
+        nq, nk = problem.q_width, problem.k_width
+        row = rows(nq + nk + 64)
+        q, k = row[:, :nq], row[:, nq : nq + nk]
+        half = (q, rows(nq)[0], 1e-6) if nq else (None, None, None)
+        outs = (rows(nq) if nq else None, rows(nk))
+        kw = rows(nk)[0]
+        return lambda: run(*half, k, kw, 1e-6, 0.0, False, *outs)
+    x, y = rows(problem.width, problem.heads), rows(problem.width, problem.heads)
+    w = rows(problem.width)
+    if problem.operator == "fused_add_rmsnorm":
+        return lambda: run(x, y, w[0], 1e-6, 0.0, False, x, y)
+    return lambda: run(x, w[0], 1e-6, 0.0, False, y)
+
+
+def times(clock: Clock, copy_tb_s: float) -> Iterator[dict[str, Any]]:
+    """Ours beside torch.compile's, and our share of the copy bandwidth."""
+    for t in (1, 64, 1024, 16384):
+        for name, size, ours, theirs in workloads(t):
+            us, compiled = clock(ours), clock(theirs)
+            share = size / us / 1e6 / copy_tb_s
+            yield {"what": name, "T": t, "us": us, "torch.compile us": compiled, "share": share}
+
+
+def print_best(rows: list[dict[str, Any]]) -> None:
+    """The three fastest settings of each problem and token count."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["operator"], row["problem"], row["T"]), []).append(row)
+    for key, group in groups.items():
+        best = sorted(group, key=lambda r: r["us"])[:3]
+        text = "  ".join(f"{r['tile']}/{r['num_warps']} {r['us']:.1f}" for r in best)
+        print(f"{key[0]:18s} {key[1]:24s} T={key[2]:6d}  tile/warps us: {text}")
+
+
+def main() -> None:
+    """Check and time, or sweep; a short table comes last."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=torch.seed() % 2**31)
+    options = parser.parse_args()
+    session = archkey.session.session_of(torch.device("cuda", 0))
+    clock = Clock()
+    report: dict[str, Any] = {
+        "device": session.device.to_json(),
+        "torch": torch.__version__,
+        "triton": __import__("triton").__version__,
+        "seed": options.seed,
+        "copy_tb_s": copy_bandwidth(),
+    }
+    with torch.inference_mode():
+        if options.sweep:
+            report["sweep"] = list(sweep(clock, session))
+        else:
+            report["checks"] = correctness(options.seed).rows
+            report["times"] = list(times(clock, report["copy_tb_s"]))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1))
+    if options.sweep:
+        print_best(report["sweep"])
+        return
+    failed = [row for row in report["checks"] if not row["ok"]]
+    for row in report["times"]:
+        print(
+            f"{row['what']:28s} T={row['T']:6d} {row['us']:8.1f} us  {row['share']:5.0%} of copy  "
+            f"torch.compile {row['torch.compile us']:8.1f} us"
+        )
+    worst = max(row["max_ulp"] for row in report["checks"] if "float32" not in row["what"])
+    print(
+        f"{session.device.name}, copy {report['copy_tb_s']:.2f} TB/s, seed {options.seed}: "
+        f"{len(report['checks'])} checks, {len(failed)} failed, worst {worst} ulp"
+    )
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
