@@ -33,7 +33,7 @@ from archkey.errors import (
     describe,
 )
 from archkey.kernel import Run, resolve
-from archkey.launch import Build, Plan, bind
+from archkey.launch import Build, Plan, bind, interpreting
 from archkey.ops import OPERATORS, Operator, Problem
 from archkey.ops._contract import SESSIONS as _SESSIONS
 from archkey.plugins import Loaded, load
@@ -97,7 +97,8 @@ class Session:
         self._plans: dict[tuple[Problem, str | None], Plan] = {}
         self._frozen: Literal["warn", "error"] | None = None
         self._lock = threading.RLock()
-        self.pdl: bool = self.capabilities.pdl
+        # Triton's interpreter knows no launch attributes.
+        self.pdl: bool = self.capabilities.pdl and not interpreting()
         self.fp8: str = _fp8(self)
 
     def __repr__(self) -> str:
@@ -111,7 +112,7 @@ class Session:
         wanted = kernel or self._wanted(operator.name)
         candidates = self._candidates.get(operator.name, ())
         if wanted is not None and not any(c.kernel.named(wanted) for c in candidates):
-            known = [c.kernel.id for c in candidates]
+            known = {name for c in candidates for name in (c.kernel.name, c.kernel.id)}
             raise UnknownName(f"kernel of {problem.operator}", wanted, known)
         policy = Policy({problem.operator: wanted} if wanted else _NOTHING, self._strict)
         return select(
@@ -147,7 +148,7 @@ class Session:
 
         `plan.run(*inputs, *outputs)` takes the operator's inputs and outputs in order.
         """
-        return self._bind(problem, kernel or self._wanted(problem.operator))
+        return self._bind(problem, kernel or self._wanted(self._operator(problem).name))
 
     def prepare(self, problems: Iterable[Problem]) -> list[Plan]:
         """Compile what `problems` will run. Prepared problems cost nothing the second time."""
@@ -220,9 +221,11 @@ class Session:
 
     def _operator(self, problem: Problem) -> Operator:
         """The operator of `problem`, which must be one of its Problems."""
-        name = getattr(problem, "operator", "")
+        name = getattr(problem, "operator", None)
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"problem must be an operator's Problem, found {problem!r:.200}")
         if name not in self.operators:
-            raise UnknownName("operator", name or repr(problem), self.operators)
+            raise UnknownName("operator", name, self.operators)
         operator = self.operators[name]
         if not isinstance(problem, operator.problem):
             expected = operator.problem.__name__

@@ -10,73 +10,76 @@ import torch
 
 from archkey.conformance.case import Case, Maker
 
-__all__ = ["CASES"]
+__all__ = ["CASES", "norm", "qk_norm"]
+
+_SHORT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def _norm(tokens: int, width: int, weight_bias: float = 0.0, heads: int = 0) -> Any:
+def norm(
+    operator: str,
+    tokens: int,
+    width: int,
+    *,
+    heads: int = 0,
+    weight_bias: float = 0.0,
+    dtype: torch.dtype = torch.bfloat16,
+    residual_dtype: torch.dtype | None = None,
+    model: str = "",
+) -> Case:
+    """A case of rmsnorm or, in place, of fused_add_rmsnorm."""
+    shape = (tokens, heads, width) if heads else (tokens, width)
+
     def inputs(make: Maker) -> Mapping[str, Any]:
-        shape = (tokens, heads, width) if heads else (tokens, width)
-        return {
-            "x": make.randn(*shape),
-            "weight": make.randn(width) + (1 - weight_bias),
+        given = {
+            "x": make.randn(*shape, dtype=dtype),
+            "weight": make.randn(width, dtype=dtype) + (1 - weight_bias),
             "eps": 1e-6,
             "weight_bias": weight_bias,
         }
+        if operator == "fused_add_rmsnorm":
+            given["residual"] = make.randn(*shape, dtype=residual_dtype or dtype)
+        return given
 
-    return inputs
-
-
-def _add_norm(tokens: int, width: int, residual: torch.dtype = torch.bfloat16) -> Any:
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        return {
-            "x": make.randn(tokens, width),
-            "residual": make.randn(tokens, width, dtype=residual),
-            "weight": make.randn(width) + 1,
-            "eps": 1e-6,
-        }
-
-    return inputs
+    label = f"T={tokens}, {f'{heads} x {width}' if heads else f'N={width}'}, {_SHORT[dtype]}"
+    label += f" + {_SHORT[residual_dtype]} residual" if residual_dtype else ""
+    label += ", 1 + w" if weight_bias else ""
+    return Case(operator, model, label, inputs)
 
 
-def _qk_norm(tokens: int, q_lora: int, kv_lora: int, rope: int) -> Any:
+def qk_norm(
+    tokens: int,
+    q_lora: int,
+    kv_lora: int,
+    rope: int,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    model: str = "",
+) -> Case:
     """q_a and kv_a as slices of one projection row, as the models lay them out."""
 
     def inputs(make: Maker) -> Mapping[str, Any]:
-        row = make.randn(tokens, q_lora + kv_lora + rope)
+        row = make.randn(tokens, q_lora + kv_lora + rope, dtype=dtype)
         q, k, _ = row.split([q_lora, kv_lora, rope], dim=-1)
         return {
             "q": q if q_lora else None,
-            "q_weight": make.randn(q_lora) + 1 if q_lora else None,
+            "q_weight": make.randn(q_lora, dtype=dtype) + 1 if q_lora else None,
             "q_eps": 1e-6 if q_lora else None,
             "k": k,
-            "k_weight": make.randn(kv_lora) + 1,
-            "k_eps": 1e-6,
+            "k_weight": make.randn(kv_lora, dtype=dtype) + 1,
+            "k_eps": 1e-5,
         }
 
-    return inputs
+    halves = f"q {q_lora} + kv {kv_lora}" if q_lora else f"kv {kv_lora}"
+    label = f"T={tokens}, {halves} of a {q_lora + kv_lora + rope}-wide row, {_SHORT[dtype]}"
+    return Case("fused_qk_rmsnorm", model, label, inputs)
 
 
 CASES = (
-    Case("rmsnorm", "DeepSeek-V3", "T=256, N=7168, bf16", _norm(256, 7168)),
-    Case("rmsnorm", "Qwen3.5-397B", "T=256, N=4096, bf16, 1 + w", _norm(256, 4096, 1.0)),
-    Case("rmsnorm", "Qwen3.5-397B q heads", "T=128, 32 x 256, bf16", _norm(128, 256, 1.0, 32)),
-    Case("fused_add_rmsnorm", "GLM-5", "T=256, N=6144, bf16, in place", _add_norm(256, 6144)),
-    Case(
-        "fused_add_rmsnorm",
-        "Kimi-Linear-48B",
-        "T=256, N=2304, bf16 + fp32 residual",
-        _add_norm(256, 2304, torch.float32),
-    ),
-    Case(
-        "fused_qk_rmsnorm",
-        "DeepSeek-V3",
-        "T=1024, q 1536 + kv 512 of a 2112-wide row",
-        _qk_norm(1024, 1536, 512, 64),
-    ),
-    Case(
-        "fused_qk_rmsnorm",
-        "Kimi-Linear-48B",
-        "T=1024, kv 512 of a 576-wide row, no q",
-        _qk_norm(1024, 0, 512, 64),
-    ),
+    norm("rmsnorm", 256, 7168, model="DeepSeek-V3"),
+    norm("rmsnorm", 256, 4096, weight_bias=1.0, model="Qwen3.5-397B"),
+    norm("rmsnorm", 128, 256, weight_bias=1.0, heads=32, model="Qwen3.5-397B q heads"),
+    norm("fused_add_rmsnorm", 256, 6144, model="GLM-5"),
+    norm("fused_add_rmsnorm", 256, 2304, residual_dtype=torch.float32, model="Kimi-Linear-48B"),
+    qk_norm(1024, 1536, 512, 64, model="DeepSeek-V3"),
+    qk_norm(1024, 0, 512, 64, model="Kimi-Linear-48B"),
 )

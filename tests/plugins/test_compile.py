@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every plugin's kernels become machine code for its target on a machine without a GPU.
+
+The same call that warms an engine up, `session.prepare(problems)`, is what is tested.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+# e_machine of an ELF header, and the architecture in its flags: EF_CUDA_SM in bits 8 to 15 (new
+# ABI) or 0 to 7, EF_AMDGPU_MACH in bits 0 to 7 (LLVM, AMDGPU usage: 0x4c gfx942, 0x4f gfx950).
+CUDA, AMDGPU = 190, 224
+TARGETS = {
+    "cuda_sm90": (CUDA, 90),
+    "cuda_sm100": (CUDA, 100),
+    "cuda_sm103": (CUDA, 103),  # served by the plugin of its family
+    "rocm_gfx942": (AMDGPU, 0x4C),
+    "rocm_gfx950": (AMDGPU, 0x4F),
+}
+
+_PREPARE = """
+import json, struct
+import archkey
+session = archkey.open({target!r}, strict=True)
+rows = []
+for operator in session.operators.values():
+    problems = {{
+        label: problem._replace(pdl=session.pdl) for label, problem in operator.examples.items()
+        if session._candidates[operator.name][0].kernel.name == "triton"
+    }}
+    for label, plan in zip(problems, session.prepare(problems.values())):
+        for compiled in plan.compiled:
+            machine, = struct.unpack_from("<H", compiled.binary, 18)
+            flags, = struct.unpack_from("<I", compiled.binary, 48)
+            rows.append([operator.name, label, plan.decision.chosen.id, compiled.binary[:4].hex(),
+                         machine, flags, compiled.shared_memory_bytes])
+print(json.dumps([session.capabilities.shared_memory_bytes, rows]))
+"""
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_examples_become_machine_code(target: str, run_python: Callable[..., str]) -> None:
+    machine, arch = TARGETS[target]
+    code = _PREPARE.format(target=target)
+    limit, rows = json.loads(run_python(code, TRITON_INTERPRET="0"))
+    assert {row[0] for row in rows} >= {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"}
+    for operator, label, kernel, magic, found, flags, shared in rows:
+        where = f"{operator}, {label}"
+        assert kernel.endswith(":triton"), where
+        assert magic == b"\x7fELF".hex(), where
+        assert found == machine, where
+        assert arch in (flags & 0xFF, flags >> 8 & 0xFF), (where, hex(flags))
+        assert shared <= limit, where
+
+
+def test_unquantised_path_takes_the_fused_kernel_on_both_amd_targets() -> None:
+    """sglang#23186: `use_aiter and not gfx95` sent gfx950 to the slow fallback."""
+    import archkey
+
+    for target in ("rocm_gfx942", "rocm_gfx950"):
+        session = archkey.open(target)
+        for problem in session.operators["fused_qk_rmsnorm"].examples.values():
+            decision = session.decide(problem)
+            assert decision.chosen is not None
+            assert decision.chosen.id == f"{target}:triton"
+            assert not decision.degraded

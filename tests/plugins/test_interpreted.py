@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every plugin's Triton kernels against the float64 reference, under Triton's interpreter.
+
+The plugin's own tuning, builder and launch code run; the interpreter stands in for the device.
+It rounds towards zero where hardware rounds to nearest when it stores bfloat16, so the outputs
+are judged at float32 and float16 as well.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import archkey
+from archkey.conformance.case import Case, Maker
+from archkey.conformance.cases import rmsnorm as cases
+from archkey.conformance.judge import judge
+
+TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
+SMALL = (  # the interpreter works through one program after the other
+    cases.norm("rmsnorm", tokens=3, width=111),
+    cases.norm("rmsnorm", tokens=2, width=512, dtype=torch.float32),
+    cases.norm("rmsnorm", tokens=33, width=256, heads=3, dtype=torch.float16, weight_bias=1.0),
+    cases.norm("rmsnorm", tokens=1, width=18432, dtype=torch.float32),
+    cases.norm("fused_add_rmsnorm", tokens=5, width=2304, dtype=torch.float32),
+    cases.norm("fused_add_rmsnorm", tokens=2, width=7168, dtype=torch.float16),
+    cases.qk_norm(tokens=3, q_lora=1536, kv_lora=512, rope=64, dtype=torch.float32),
+    cases.qk_norm(tokens=3, q_lora=0, kv_lora=512, rope=64, dtype=torch.float16),
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.operator} {case.label}")
+def test_kernel_agrees_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case)
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
+def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge compares: a case whose kernel gets another eps must not pass."""
+    from archkey.kernels import rmsnorm as builders
+
+    build = builders.build_rmsnorm
+
+    def wrong(problem: object, ctx: object) -> object:
+        run = build(problem, ctx)  # type: ignore[arg-type]
+        return lambda x, w, eps, bias, cast, out: run(x, w, eps + 0.1, bias, cast, out)
+
+    monkeypatch.setattr(builders, "build_rmsnorm", wrong)
+    result = judge(archkey.open("cuda_sm90"), SMALL[1])
+    assert not result.passed
+    assert result.tolerance < result.error < 1
+
+
+def test_an_unwritten_row_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from archkey.kernels import rmsnorm as builders
+
+    build = builders.build_rmsnorm
+
+    def lazy(problem: object, ctx: object) -> object:
+        run = build(problem, ctx)  # type: ignore[arg-type]
+        return lambda x, w, eps, bias, cast, out: run(x[1:], w, eps, bias, cast, out[1:])
+
+    monkeypatch.setattr(builders, "build_rmsnorm", lazy)
+    assert judge(archkey.open("cuda_sm90"), SMALL[1]).error == float("inf")
+
+
+def test_cases_repeat() -> None:
+    """A seed names the numbers: the same ones in every process and on every device."""
+    first, second = (SMALL[1].inputs(Maker("cpu", seed=7)) for _ in range(2))
+    assert torch.equal(first["x"], second["x"])
+    assert not torch.equal(first["x"], SMALL[1].inputs(Maker("cpu", seed=8))["x"])
