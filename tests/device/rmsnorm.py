@@ -72,6 +72,7 @@ def correctness(seed: int) -> Check:
     for (nq, nk), t in itertools.product(QK, (*TOKENS, 131072)):
         _qk(check, nq, nk, t)
     _long(check)
+    _repeat(check)
     return check
 
 
@@ -110,6 +111,25 @@ def _long(check: Check) -> None:
     out = archkey.rmsnorm(x, w, 1e-6)
     (want,) = reference.rmsnorm(x[-64:], w, 1e-6, compute_dtype=torch.float64)
     check(f"rmsnorm N={n} T={t}, last rows", out[-64:], want)
+
+
+def _repeat(check: Check) -> None:
+    """A chain of dependent launches gives the same bits again, with and without early starts."""
+    x0 = torch.randn(33, 7168, device="cuda", dtype=torch.bfloat16)
+    w = torch.randn(7168, device="cuda", dtype=torch.bfloat16)
+
+    def chain(pdl: bool) -> torch.Tensor:
+        x, residual = x0.clone(), x0.clone()
+        for _ in range(100):
+            archkey.fused_add_rmsnorm(x, residual, w, 1e-6, enable_pdl=pdl)
+            archkey.rmsnorm(residual, w, 1e-6, out=residual, enable_pdl=pdl)
+        return x
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        first = chain(pdl=False)
+        for run in range(5):
+            check(f"chain of 200 norms, early starts, run {run}", chain(pdl=True), first)
+    torch.cuda.synchronize()
 
 
 class Clock:
@@ -158,8 +178,9 @@ def workloads(t: int) -> Iterator[tuple[str, int, Callable[[], object], Callable
     row = torch.randn(t, 2112, device="cuda", dtype=torch.bfloat16)
     q, k = row[:, :1536], row[:, 1536:2048]
     qw, kw, w = (torch.randn(n, device="cuda", dtype=torch.bfloat16) for n in (1536, 512, 7168))
-    q_out, k_out = torch.empty_like(q, memory_format=torch.contiguous_format), torch.empty(
-        t, 512, device="cuda", dtype=torch.bfloat16
+    q_out, k_out = (
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        torch.empty(t, 512, device="cuda", dtype=torch.bfloat16),
     )
     x, r, y = (torch.randn(t, 7168, device="cuda", dtype=torch.bfloat16) for _ in range(3))
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from archkey.kernel import Kernel, Run
-from archkey.plugins import Loaded, Plugin
 from archkey.ops._contract import SESSIONS
+from archkey.plugins import Loaded, Plugin
 from archkey.session import Session, open
 
 __all__ = ["Row", "nothing", "measure"]

@@ -3,10 +3,11 @@
 
 One module a command, named like it and imported when it is asked for, so that `archkey probe`
 loads neither rich nor the sessions. Results go to stdout, progress and logs to stderr; with
-`--json` stdout holds one JSON document and nothing else. Nothing but `demo` imports torch.
+`--json` stdout holds one JSON document and nothing else. Nothing but `demo` and `bench` imports torch.
 
     exit 0    done
-    exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel
+    exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
+              `bench` is over its limit
     exit 2    the request is wrong: usage, an unknown name, a setting that cannot be read
     exit 130  interrupted (Ctrl-C)
 """
@@ -26,7 +27,7 @@ from archkey.settings import settings
 
 __all__ = ["cli", "main"]
 
-COMMANDS = ("demo", "probe", "plugins", "capabilities", "explain", "coverage")
+COMMANDS = ("demo", "probe", "plugins", "capabilities", "explain", "coverage", "bench")
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 
 

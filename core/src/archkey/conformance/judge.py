@@ -18,8 +18,8 @@ from archkey.conformance.case import Case, Maker
 from archkey.conformance.tolerances import distance, tolerance
 from archkey.explain import headline
 from archkey.kernel import resolve
-from archkey.session import Session
 from archkey.selection import Decision
+from archkey.session import Session
 
 __all__ = ["Result", "judge", "torch_device"]
 

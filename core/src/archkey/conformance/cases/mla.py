@@ -4,7 +4,8 @@
 Values are normal with a standard deviation of 0.1, cut at 1: dot products of 576 terms of unit
 variance would make the softmax one-hot and hide errors (FlashMLA's tests do the same). All that a
 kernel must not read is poisoned: slots past a sequence's end and unused pages are NaN, and the
-unused tail of the block table names pages that do not exist.
+unused tail of the block table names pages that do not exist. The longer a sequence, the smaller
+its output; so that no row drowns in another's, lengths of a case are alike, or 0.
 """
 
 from __future__ import annotations
@@ -154,32 +155,38 @@ CASES = (
     Case(
         "mla_decode",
         "DeepSeek-V3 TP8",
-        "B=4, kv 0-2048, H=16, page 64, bf16",
-        _decode(16, (2048, 1000, 65, 0)),
+        "B=4, kv 0 and 1000-2048, H=16, page 64, bf16",
+        _decode(16, (2048, 1000, 1217, 0)),
     ),
     Case(
         "mla_decode",
         "DeepSeek-V3 TP1, MTP verify",
-        "B=2, q_len=4, kv 2 and 777, H=128, page 64, bf16",
-        _decode(128, (777, 2), q_len=4),
+        "B=2, q_len=4, kv 577 and 777, H=128, page 64, bf16",
+        _decode(128, (777, 577), q_len=4),
+    ),
+    Case(
+        "mla_decode",
+        "DeepSeek-V3 TP8, first tokens",
+        "B=6, q_len=4, kv 0-7, H=16, page 64, bf16: rows without keys",
+        _decode(16, (0, 1, 2, 3, 4, 7), q_len=4),
     ),
     Case(
         "mla_decode",
         "Kimi-K2.5 TP8",
-        "B=4, kv 1-1500, H=8, page 1, bf16",
-        _decode(8, (1500, 1023, 64, 1), page=1),
+        "B=4, kv 800-1500, H=8, page 1, bf16",
+        _decode(8, (1500, 1023, 800, 1111), page=1),
     ),
     Case(
         "mla_decode",
         "Kimi-Linear-48B TP1",
-        "B=3, ragged q_len 1, 0, 3, kv 0-900, H=32, page 16, bf16",
-        _ragged_decode(32, (900, 0, 333), (1, 0, 3), page=16),
+        "B=3, ragged q_len 1, 0, 3, kv 333-900, H=32, page 16, bf16",
+        _ragged_decode(32, (900, 500, 333), (1, 0, 3), page=16),
     ),
     Case(
         "mla_decode",
         "DeepSeek-V3 TP8 FP8",
-        "B=4, kv 31-1500, H=16, page 64, fp8 q and cache",
-        _decode(16, (1500, 1000, 65, 31), fp8_cache=True, fp8_q=True),
+        "B=4, kv 0 and 705-1500, H=16, page 64, fp8 q and cache",
+        _decode(16, (1500, 1000, 705, 0), fp8_cache=True, fp8_q=True),
     ),
     Case(
         "mla_decode",
@@ -190,14 +197,14 @@ CASES = (
     Case(
         "mla_decode",
         "NoPE MLA",
-        "B=3, kv 63-1200, H=64, d=512, page 32, bf16",
-        _decode(64, (1200, 640, 63), page=32, width=512),
+        "B=3, kv 641-1200, H=64, d=512, page 32, bf16",
+        _decode(64, (1200, 1023, 641), page=32, width=512),
     ),
     Case(
         "mla_prefill",
         "DeepSeek-V3 TP8",
-        "q 256, 0, 77 over kv 256, 40, 300, H=16, 192/128, bf16",
-        _prefill(16, (256, 0, 77), (256, 40, 300), (192, 128), scale=DEEPSEEK_SCALE),
+        "q 256, 0, 77 over kv 800, 40, 700, H=16, 192/128, bf16",
+        _prefill(16, (256, 0, 77), (800, 40, 700), (192, 128), scale=DEEPSEEK_SCALE),
     ),
     Case(
         "mla_prefill",

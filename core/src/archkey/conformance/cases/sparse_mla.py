@@ -76,7 +76,7 @@ def _prefill(
             "kv": pool.unsqueeze(2) if page > 1 else pool,
             "indices": _lists(make, rows, k, blocks, page),
             "softmax_scale": scale,
-            "topk_length": make.randint(1, k + 1, rows),
+            "topk_length": make.randint(k // 2, k + 1, rows),
             "attn_sink": _sinks(make, heads) if sink else None,
             "kv_format": name,
             "return_lse": True,
@@ -126,11 +126,11 @@ def _windowed(heads: int, batch: int, window: int, k: int) -> Inputs:
         base = nearby(make)
         return {
             **base,
-            "topk_length": make.randint(0, window + 1, batch),
+            "topk_length": make.randint(window // 2, window + 1, batch),
             "attn_sink": _sinks(make, heads),
             "extra_kv_cache": _pool(make, base["kv_format"], 512, 34, 32),
             "extra_indices": _lists(make, batch, k, 34, 32).view(batch, 1, k),
-            "extra_topk_length": make.randint(0, k + 1, batch),
+            "extra_topk_length": make.randint(k // 2, k + 1, batch),
         }
 
     return inputs
