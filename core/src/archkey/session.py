@@ -93,6 +93,7 @@ class Session:
         packages = ["torch", "triton", *(rule.package for rule in rules)]
         self._versions = MappingProxyType(installed_versions(packages))  # builders see it too
         self._failed: dict[Problem, Mapping[str, str]] = {}
+        self.problems: dict[Any, Any] = {}  # see archkey.ops._memo
         self._launchers: dict[Problem, Run] = {}
         self._plans: dict[tuple[Problem, str | None], Plan] = {}
         self._frozen: Literal["warn", "error"] | None = None
@@ -223,7 +224,9 @@ class Session:
         """The operator of `problem`, which must be one of its Problems."""
         name = getattr(problem, "operator", None)
         if not isinstance(name, str):
-            raise ArgumentTypeError(f"problem must be an operator's Problem, found {problem!r:.200}")
+            raise ArgumentTypeError(
+                f"problem must be an operator's Problem, found {problem!r:.200}"
+            )
         if name not in self.operators:
             raise UnknownName("operator", name, self.operators)
         operator = self.operators[name]

@@ -140,16 +140,14 @@ def build_fused_qk_rmsnorm(problem: FusedQkRmsNormProblem, build: Build) -> Run:
         if q is None or q_out is None:
             grid = (rmsnorm_programs(k_rows, tile_rows), 1, 1)
             strides = (*k_strides[:2], 0, 0, *k_strides[2:], 0, 0)
-            tensors = (k, None, k_weight, k_out, None, None, None, None)
-            launch(grid, *tensors, k_rows, *strides, 0, 0, 0, 0, 0, k_eps, 0.0, weight_bias)
+            alone = (k, None, k_weight, k_out, None, None, None, None)
+            launch(grid, *alone, k_rows, *strides, 0, 0, 0, 0, 0, k_eps, 0.0, weight_bias)
         else:
             rows, *q_strides = _rows(q, heads)
             grid = (rmsnorm_programs(rows, tile_rows, k_rows, k_tile_rows), 1, 1)
             strides = (*q_strides, 0, 0, *_rows(q_out, heads)[1:], 0, 0)
             tensors = (q, None, q_weight, q_out, None, k, k_weight, k_out)
-            launch(
-                grid, *tensors, rows, *strides, k_rows, *k_strides, q_eps, k_eps, weight_bias
-            )
+            launch(grid, *tensors, rows, *strides, k_rows, *k_strides, q_eps, k_eps, weight_bias)
 
     return run
 

@@ -20,9 +20,11 @@ from archkey.ops._checks import (
     bad_type,
     bad_value,
     check_no_grad,
+    check_tensor,
     shape_text,
 )
 from archkey.ops._contract import Operator, public
+from archkey.ops._memo import metadata, remember
 from archkey.ops._rows import check_rows, check_rows_like, check_vector
 
 if TYPE_CHECKING:
@@ -105,26 +107,18 @@ def rmsnorm(
 
     Returns out. Raises ArgumentValueError or ArgumentTypeError before anything is written.
     """
-    op, device = "rmsnorm", x.device
-    dtype, shape, heads, bits = check_rows(op, "x", x)
+    key = ("rmsnorm", metadata(x, weight, out), cast_before_weight, enable_pdl)
     if out is None:
-        out = torch.empty(shape, dtype=x.dtype, device=device)
-    out_dtype, _, out_heads, out_bits = check_rows_like(op, "out", out, shape, device)
-    weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], device)
+        out = _new_rows("rmsnorm", "x", x)
+    problem = session.problems.get(key)
+    if problem is None:
+        pdl = enable_pdl is not False and session.pdl
+        problem = _rmsnorm_problem(x, weight, out, cast_before_weight, pdl)
+        remember(session.problems, key, problem)
     if not eps > 0:  # NaN is not either
-        _bad_eps(op, "eps", eps)
+        _bad_eps("rmsnorm", "eps", eps)
     if torch.is_grad_enabled():
-        check_no_grad(op, x, weight)
-    problem = RmsNormProblem(
-        dtype,
-        weight_dtype,
-        out_dtype,
-        shape[-1],
-        heads if heads >= out_heads else out_heads,
-        cast_before_weight,
-        (bits | out_bits | weight_bits) & 15 == 0,
-        enable_pdl is not False and session.pdl,
-    )
+        check_no_grad("rmsnorm", x, weight)
     session.launcher(problem)(x, weight, eps, weight_bias, cast_before_weight, out)
     return out
 
@@ -153,42 +147,20 @@ def fused_add_rmsnorm(
 
     Returns (out, residual_out).
     """
-    op, device = "fused_add_rmsnorm", x.device
-    dtype, shape, heads, bits = check_rows(op, "x", x)
-    residual_dtype, _, residual_heads, more = check_rows_like(
-        op, "residual", residual, shape, device
-    )
-    heads, bits, out_dtype = max(heads, residual_heads), bits | more, dtype
-    if out is None:
-        out = x
-    else:
-        out_dtype, _, out_heads, more = check_rows_like(op, "out", out, shape, device)
-        heads, bits = max(heads, out_heads), bits | more
-    if residual_out is None:
-        residual_out = residual
-    else:
-        sum_dtype, _, sum_heads, more = check_rows_like(
-            op, "residual_out", residual_out, shape, device
-        )
-        heads, bits = max(heads, sum_heads), bits | more
-        if sum_dtype != residual_dtype:
-            bad_type(op, "residual_out", f"{residual_dtype} like residual", sum_dtype)
-    weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], device)
-    if not eps > 0:  # NaN is not either
+    op = "fused_add_rmsnorm"
+    key = (op, metadata(x, residual, weight, out, residual_out), cast_before_weight, enable_pdl)
+    out = x if out is None else out
+    residual_out = residual if residual_out is None else residual_out
+    problem = session.problems.get(key)
+    if problem is None:
+        pdl = enable_pdl is not False and session.pdl
+        tensors = x, residual, weight, out, residual_out
+        problem = _fused_add_problem(*tensors, cast_before_weight, pdl)
+        remember(session.problems, key, problem)
+    if not eps > 0:
         _bad_eps(op, "eps", eps)
     if torch.is_grad_enabled():
         check_no_grad(op, x, residual, weight)
-    problem = FusedAddRmsNormProblem(
-        dtype,
-        residual_dtype,
-        weight_dtype,
-        out_dtype,
-        shape[-1],
-        heads,
-        cast_before_weight,
-        (bits | weight_bits) & 15 == 0,
-        enable_pdl is not False and session.pdl,
-    )
     session.launcher(problem)(
         x, residual, weight, eps, weight_bias, cast_before_weight, out, residual_out
     )
@@ -220,66 +192,143 @@ def fused_qk_rmsnorm(
 
     Returns (q_out, k_out).
     """
-    op, device = "fused_qk_rmsnorm", k.device
-    dtype, shape, k_heads, bits = check_rows(op, "k", k)
+    op = "fused_qk_rmsnorm"
+    facts = metadata(q, q_weight, k, k_weight, q_out, k_out)
+    key = (op, facts, cast_before_weight, enable_pdl)
     if k_out is None:
-        k_out = torch.empty(shape, dtype=k.dtype, device=device)
-    out_dtype, _, out_heads, out_bits = check_rows_like(op, "k_out", k_out, shape, device)
-    weight_dtype, weight_bits = check_vector(op, "k_weight", k_weight, shape[-1], device)
-    if not k_eps > 0:  # NaN is not either
+        k_out = _new_rows(op, "k", k)
+    if q_out is None and q is not None:
+        q_out = _new_rows(op, "q", q)
+    problem = session.problems.get(key)
+    if problem is None:
+        pdl = enable_pdl is not False and session.pdl
+        tensors = q, q_weight, k, k_weight, q_out, k_out
+        problem = _fused_qk_problem(*tensors, cast_before_weight, pdl)
+        remember(session.problems, key, problem)
+    if not k_eps > 0:
         _bad_eps(op, "k_eps", k_eps)
+    if q is None:
+        if q_eps is not None:
+            bad_value(op, "q_eps", "None when q is None", q_eps)
+    elif q_eps is None or not q_eps > 0:
+        _bad_eps(op, "q_eps", q_eps)
     if torch.is_grad_enabled():
         check_no_grad(op, q, q_weight, k, k_weight)
-    bits |= out_bits | weight_bits
-    q_width, q_heads = 0, 1
-    if q is not None:
-        q_dtype, q_shape, q_heads, q_bits = check_rows(op, "q", q)
-        if q_out is None:
-            q_out = torch.empty(q_shape, dtype=k_out.dtype, device=device)
-        q_out_dtype, _, q_out_heads, q_out_bits = check_rows_like(
-            op, "q_out", q_out, q_shape, device
-        )
-        q_width, q_heads = q_shape[-1], q_heads if q_heads >= q_out_heads else q_out_heads
-        if q_weight is None or q_eps is None or not q_eps > 0:
-            _bad_q(op, q_weight, q_eps)
-        q_weight_dtype, q_weight_bits = check_vector(op, "q_weight", q_weight, q_width, device)
-        if q_shape[0] != shape[0] or q.device != device:
-            expected = f"of k's {shape[0]} tokens, on {device}"
-            bad_value(op, "q", expected, f"{shape_text(q)} on {q.device}")
-        if not (q_dtype == dtype and q_out_dtype == out_dtype and q_weight_dtype == weight_dtype):
-            expected = f"of k's dtypes, {dtype}, {out_dtype}, {weight_dtype}"
-            found = f"{q_dtype}, {q_out_dtype}, {q_weight_dtype}"
-            bad_type(op, "q, q_out, q_weight", expected, found)
-        bits |= q_bits | q_out_bits | q_weight_bits
-    elif not (q_weight is None and q_eps is None and q_out is None):
-        bad_value(op, "q_weight, q_eps and q_out", "None when q is None", "one that is given")
-    problem = FusedQkRmsNormProblem(
-        dtype,
-        weight_dtype,
-        out_dtype,
-        q_width,
-        shape[-1],
-        q_heads,
-        k_heads if k_heads >= out_heads else out_heads,
-        cast_before_weight,
-        bits & 15 == 0,
-        enable_pdl is not False and session.pdl,
-    )
     session.launcher(problem)(
         q, q_weight, q_eps, k, k_weight, k_eps, weight_bias, cast_before_weight, q_out, k_out
     )
     return q_out, k_out
 
 
-def _bad_eps(op: str, name: str, eps: float) -> NoReturn:
+def _rmsnorm_problem(
+    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, cast_before_weight: bool, pdl: bool
+) -> RmsNormProblem:
+    """Check the metadata of a call and make its key."""
+    op = "rmsnorm"
+    dtype, shape, heads, bits = check_rows(op, "x", x)
+    out_dtype, _, out_heads, out_bits = check_rows_like(op, "out", out, shape, x.device)
+    weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], x.device)
+    return RmsNormProblem(
+        dtype,
+        weight_dtype,
+        out_dtype,
+        shape[-1],
+        max(heads, out_heads),
+        cast_before_weight,
+        (bits | out_bits | weight_bits) & 15 == 0,
+        pdl,
+    )
+
+
+def _fused_add_problem(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    residual_out: torch.Tensor,
+    cast_before_weight: bool,
+    pdl: bool,
+) -> FusedAddRmsNormProblem:
+    op = "fused_add_rmsnorm"
+    rows = check_rows(op, "x", x)
+    dtype, shape, _, _ = rows
+    residual_rows = check_rows_like(op, "residual", residual, shape, x.device)
+    out_rows = check_rows_like(op, "out", out, shape, x.device)
+    sum_rows = check_rows_like(op, "residual_out", residual_out, shape, x.device)
+    if sum_rows[0] != residual_rows[0]:
+        bad_type(op, "residual_out", f"{residual_rows[0]} like residual", sum_rows[0])
+    weight_dtype, bits = check_vector(op, "weight", weight, shape[-1], x.device)
+    every = rows, residual_rows, out_rows, sum_rows
+    return FusedAddRmsNormProblem(
+        dtype,
+        residual_rows[0],
+        weight_dtype,
+        out_rows[0],
+        shape[-1],
+        max(heads for _, _, heads, _ in every),
+        cast_before_weight,
+        all((more | bits) & 15 == 0 for _, _, _, more in every),
+        pdl,
+    )
+
+
+def _fused_qk_problem(
+    q: torch.Tensor | None,
+    q_weight: torch.Tensor | None,
+    k: torch.Tensor,
+    k_weight: torch.Tensor,
+    q_out: torch.Tensor | None,
+    k_out: torch.Tensor,
+    cast_before_weight: bool,
+    pdl: bool,
+) -> FusedQkRmsNormProblem:
+    op, device = "fused_qk_rmsnorm", k.device
+    dtype, shape, heads, bits = check_rows(op, "k", k)
+    out_dtype, _, out_heads, out_bits = check_rows_like(op, "k_out", k_out, shape, device)
+    weight_dtype, weight_bits = check_vector(op, "k_weight", k_weight, shape[-1], device)
+    bits |= out_bits | weight_bits
+    q_width, q_heads = 0, 1
+    if q is None:
+        for name, given in (("q_weight", q_weight), ("q_out", q_out)):
+            if given is not None:
+                bad_value(op, name, "None when q is None", type(given).__name__)
+    elif q_weight is None or q_out is None:
+        bad_value(op, "q_weight", "given with q", None)
+    else:
+        q_dtype, q_shape, q_heads, q_bits = check_rows(op, "q", q)
+        q_rows = check_rows_like(op, "q_out", q_out, q_shape, device)
+        q_width, q_heads = q_shape[-1], max(q_heads, q_rows[2])
+        q_weight_dtype, q_weight_bits = check_vector(op, "q_weight", q_weight, q_width, device)
+        if q_shape[0] != shape[0] or q.device != device:
+            expected = f"of k's {shape[0]} tokens, on {device}"
+            bad_value(op, "q", expected, f"{shape_text(q)} on {q.device}")
+        if (q_dtype, q_rows[0], q_weight_dtype) != (dtype, out_dtype, weight_dtype):
+            expected = f"of k's dtypes, {dtype}, {out_dtype}, {weight_dtype}"
+            found = f"{q_dtype}, {q_rows[0]}, {q_weight_dtype}"
+            bad_type(op, "q, q_out, q_weight", expected, found)
+        bits |= q_bits | q_rows[3] | q_weight_bits
+    return FusedQkRmsNormProblem(
+        dtype,
+        weight_dtype,
+        out_dtype,
+        q_width,
+        shape[-1],
+        q_heads,
+        max(heads, out_heads),
+        cast_before_weight,
+        bits & 15 == 0,
+        pdl,
+    )
+
+
+def _new_rows(op: str, name: str, x: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor like x."""
+    check_tensor(op, name, x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _bad_eps(op: str, name: str, eps: float | None) -> NoReturn:
     bad_value(op, name, "> 0", eps, "A row of zeros would divide by zero.")
-
-
-def _bad_q(op: str, q_weight: torch.Tensor | None, q_eps: float | None) -> NoReturn:
-    if q_weight is None or q_eps is None:
-        missing = "q_weight" if q_weight is None else "q_eps"
-        bad_value(op, missing, "given with q", None)
-    _bad_eps(op, "q_eps", q_eps)
 
 
 _BF16 = ("bfloat16", "bfloat16", "bfloat16")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases import rmsnorm
+from archkey.conformance.cases import rmsnorm, rmsnorm_quant
 
-CASES: tuple[Case, ...] = (*rmsnorm.CASES,)
+CASES: tuple[Case, ...] = (*rmsnorm.CASES, *rmsnorm_quant.CASES)
 """Every case, family by family."""
