@@ -59,12 +59,12 @@ def distance(out: torch.Tensor, reference: torch.Tensor) -> float:
     if out.shape != reference.shape:
         return float("inf")
     if not out.dtype.is_floating_point or not reference.dtype.is_floating_point:
-        return (out != reference).double().mean().item() if out.numel() else 0.0
+        return float((out != reference).double().mean()) if out.numel() else 0.0
     got, want = out.double(), reference.double()
     finite = want.isfinite()
     same = torch.where(finite, got.isfinite(), (got == want) | (got.isnan() & want.isnan()))
     if not bool(same.all()):
         return float("inf")
-    size = want[finite].norm().item()
-    error = (got - want)[finite].norm().item()
+    size = float(want[finite].norm())
+    error = float((got - want)[finite].norm())
     return error / size if size > 0 else error

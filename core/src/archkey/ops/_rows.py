@@ -25,7 +25,7 @@ from archkey.ops._checks import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Rows", "check_rows", "check_rows_like", "check_vector"]
+__all__ = ["Rows", "check_out_rows", "check_rows", "check_rows_like", "check_vector"]
 
 Rows = tuple[str, Sequence[int], int, int]
 """dtype name, shape, heads, bits."""
@@ -54,6 +54,23 @@ def check_rows_like(
     if rows[1] != shape:
         bad_value(op, name, f"of shape {list(shape)}", shape_text(tensor))
     _check_device(op, name, tensor, device)
+    return rows
+
+
+def check_out_rows(
+    op: str, name: str, tensor: torch.Tensor, shape: Sequence[int], device: torch.device
+) -> Rows:
+    """`tensor` is rows like the input's that do not lie over each other."""
+    rows = check_rows_like(op, name, tensor, shape, device)
+    spans = sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), shape, strict=True) if size > 1
+    )
+    reach = 1
+    for stride, size in spans:
+        if stride < reach:
+            found = f"strides {tensor.stride()} for shape {list(shape)}"
+            bad_value(op, name, "rows that do not overlap", found)
+        reach = stride * size
     return rows
 
 

@@ -25,7 +25,7 @@ from archkey.ops._checks import (
 )
 from archkey.ops._contract import Operator, public
 from archkey.ops._memo import metadata, remember
-from archkey.ops._rows import check_rows, check_rows_like, check_vector
+from archkey.ops._rows import check_out_rows, check_rows, check_rows_like, check_vector
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +151,8 @@ def fused_add_rmsnorm(
     key = (op, metadata(x, residual, weight, out, residual_out), cast_before_weight, enable_pdl)
     out = x if out is None else out
     residual_out = residual if residual_out is None else residual_out
+    if out is residual_out:
+        bad_value(op, "out", "another tensor than residual_out", "one for both")
     problem = session.problems.get(key)
     if problem is None:
         pdl = enable_pdl is not False and session.pdl
@@ -199,6 +201,8 @@ def fused_qk_rmsnorm(
         k_out = _new_rows(op, "k", k)
     if q_out is None and q is not None:
         q_out = _new_rows(op, "q", q)
+    if q_out is k_out:
+        bad_value(op, "q_out", "another tensor than k_out", "one for both")
     problem = session.problems.get(key)
     if problem is None:
         pdl = enable_pdl is not False and session.pdl
@@ -207,10 +211,9 @@ def fused_qk_rmsnorm(
         remember(session.problems, key, problem)
     if not k_eps > 0:
         _bad_eps(op, "k_eps", k_eps)
-    if q is None:
-        if q_eps is not None:
-            bad_value(op, "q_eps", "None when q is None", q_eps)
-    elif q_eps is None or not q_eps > 0:
+    if (q is None) != (q_eps is None):
+        bad_value(op, "q_eps", "given with q, and None without it", q_eps)
+    if q_eps is not None and not q_eps > 0:
         _bad_eps(op, "q_eps", q_eps)
     if torch.is_grad_enabled():
         check_no_grad(op, q, q_weight, k, k_weight)
@@ -226,7 +229,7 @@ def _rmsnorm_problem(
     """Check the metadata of a call and make its key."""
     op = "rmsnorm"
     dtype, shape, heads, bits = check_rows(op, "x", x)
-    out_dtype, _, out_heads, out_bits = check_rows_like(op, "out", out, shape, x.device)
+    out_dtype, _, out_heads, out_bits = check_out_rows(op, "out", out, shape, x.device)
     weight_dtype, weight_bits = check_vector(op, "weight", weight, shape[-1], x.device)
     return RmsNormProblem(
         dtype,
@@ -253,8 +256,8 @@ def _fused_add_problem(
     rows = check_rows(op, "x", x)
     dtype, shape, _, _ = rows
     residual_rows = check_rows_like(op, "residual", residual, shape, x.device)
-    out_rows = check_rows_like(op, "out", out, shape, x.device)
-    sum_rows = check_rows_like(op, "residual_out", residual_out, shape, x.device)
+    out_rows = check_out_rows(op, "out", out, shape, x.device)
+    sum_rows = check_out_rows(op, "residual_out", residual_out, shape, x.device)
     if sum_rows[0] != residual_rows[0]:
         bad_type(op, "residual_out", f"{residual_rows[0]} like residual", sum_rows[0])
     weight_dtype, bits = check_vector(op, "weight", weight, shape[-1], x.device)
@@ -284,7 +287,7 @@ def _fused_qk_problem(
 ) -> FusedQkRmsNormProblem:
     op, device = "fused_qk_rmsnorm", k.device
     dtype, shape, heads, bits = check_rows(op, "k", k)
-    out_dtype, _, out_heads, out_bits = check_rows_like(op, "k_out", k_out, shape, device)
+    out_dtype, _, out_heads, out_bits = check_out_rows(op, "k_out", k_out, shape, device)
     weight_dtype, weight_bits = check_vector(op, "k_weight", k_weight, shape[-1], device)
     bits |= out_bits | weight_bits
     q_width, q_heads = 0, 1
@@ -296,7 +299,7 @@ def _fused_qk_problem(
         bad_value(op, "q_weight", "given with q", None)
     else:
         q_dtype, q_shape, q_heads, q_bits = check_rows(op, "q", q)
-        q_rows = check_rows_like(op, "q_out", q_out, q_shape, device)
+        q_rows = check_out_rows(op, "q_out", q_out, q_shape, device)
         q_width, q_heads = q_shape[-1], max(q_heads, q_rows[2])
         q_weight_dtype, q_weight_bits = check_vector(op, "q_weight", q_weight, q_width, device)
         if q_shape[0] != shape[0] or q.device != device:
@@ -327,7 +330,7 @@ def _new_rows(op: str, name: str, x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _bad_eps(op: str, name: str, eps: float | None) -> NoReturn:
+def _bad_eps(op: str, name: str, eps: float) -> NoReturn:
     bad_value(op, name, "> 0", eps, "A row of zeros would divide by zero.")
 
 
