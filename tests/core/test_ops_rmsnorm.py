@@ -104,7 +104,7 @@ QK: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "q_out.* must be None when q is None",
     ),
     "q without weight": ({"q_weight": None}, ArgumentValueError, "q_weight must be given with q"),
-    "q without eps": ({"q_eps": None}, ArgumentValueError, "q_eps must be"),
+    "q without eps": ({"q_eps": None}, ArgumentValueError, "q_eps must be .* given with it"),
     "q_eps": ({"q_eps": 0.0}, ArgumentValueError, "q_eps must be > 0"),
     "k_eps": ({"k_eps": math.nan}, ArgumentValueError, "k_eps must be > 0"),
     "dtypes": ({"q": X.half()}, ArgumentTypeError, "q.* found float16"),

@@ -212,7 +212,7 @@ def fused_qk_rmsnorm(
     if not k_eps > 0:
         _bad_eps(op, "k_eps", k_eps)
     if (q is None) != (q_eps is None):
-        bad_value(op, "q_eps", "given with q, and None without it", q_eps)
+        bad_value(op, "q_eps", "None when q is None, and given with it", q_eps)
     if q_eps is not None and not q_eps > 0:
         _bad_eps(op, "q_eps", q_eps)
     if torch.is_grad_enabled():
