@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from archkey.errors import UnknownName
-
 from archkey.formats.sparse_kv import PACKED, PackedKV, empty_cache, load, packed, store
 
 _NUMPY = {

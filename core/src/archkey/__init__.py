@@ -23,9 +23,18 @@ if TYPE_CHECKING:
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
     from archkey.kernel import Kernel as Kernel
+    from archkey.ops.mla import merge_attn_states as merge_attn_states
+    from archkey.ops.mla import mla_decode as mla_decode
+    from archkey.ops.mla import mla_prefill as mla_prefill
     from archkey.ops.rmsnorm import fused_add_rmsnorm as fused_add_rmsnorm
     from archkey.ops.rmsnorm import fused_qk_rmsnorm as fused_qk_rmsnorm
     from archkey.ops.rmsnorm import rmsnorm as rmsnorm
+    from archkey.ops.rmsnorm_quant import rmsnorm_quant as rmsnorm_quant
+    from archkey.ops.sparse_kv import dequantize_sparse_kv as dequantize_sparse_kv
+    from archkey.ops.sparse_kv import logical_to_physical_indices as logical_to_physical_indices
+    from archkey.ops.sparse_kv import quantize_sparse_kv as quantize_sparse_kv
+    from archkey.ops.sparse_mla import sparse_mla_decode as sparse_mla_decode
+    from archkey.ops.sparse_mla import sparse_mla_prefill as sparse_mla_prefill
     from archkey.probe import Device as Device
     from archkey.session import Session as Session
     from archkey.session import devices as devices
@@ -45,9 +54,18 @@ _HOME = {
     "hookimpl": "hookspecs",
     "open": "session",
     "override": "session",
+    "mla_decode": "ops.mla",
+    "mla_prefill": "ops.mla",
+    "merge_attn_states": "ops.mla",
+    "sparse_mla_prefill": "ops.sparse_mla",
+    "sparse_mla_decode": "ops.sparse_mla",
+    "quantize_sparse_kv": "ops.sparse_kv",
+    "dequantize_sparse_kv": "ops.sparse_kv",
+    "logical_to_physical_indices": "ops.sparse_kv",
     "fused_add_rmsnorm": "ops.rmsnorm",
     "fused_qk_rmsnorm": "ops.rmsnorm",
     "rmsnorm": "ops.rmsnorm",
+    "rmsnorm_quant": "ops.rmsnorm_quant",
 }
 
 __all__ = [*_HOME]

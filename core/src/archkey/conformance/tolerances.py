@@ -37,10 +37,9 @@ _CODES = Tolerance(5e-3, "float32 against float64 may fall on the other side of 
 
 # Outputs whose rounding is not that of their dtype: (operator, output) -> tolerance.
 _BY_OUTPUT: dict[tuple[str, str], Tolerance] = {
-    # Codes against codes. One in 200 may be a neighbour: a float32 sum in another order falls on
-    # the other side of a tie. In FP8 a step is 0.09 of the value, 0.0064 overall; in FP4 it is a
-    # byte of two codes, 0.01. y rounded to bfloat16 first moves one code in 16 and fails.
-    ("rmsnorm_quant", "out"): Tolerance(1e-2, "one code in 200 may be a neighbour"),
+    # Codes against codes: a float32 sum in another order falls on the other side of a tie. One FP8
+    # code in 200 next to the right one is 0.006. y rounded to bfloat16 first is 0.008 to 0.013.
+    ("rmsnorm_quant", "out"): Tolerance(6e-3, "one code in 200 may be a neighbour"),
 }
 
 

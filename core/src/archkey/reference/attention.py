@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unified attention over a paged cache, and the page tables that EAGLE verification needs.
 
-With ``p = (kv_len - q_len) + t`` the position of query ``t`` of a sequence, the logit of key ``j`` is
+With ``p = (kv_len - q_len) + t`` the position of query ``t`` of a sequence, the logit of key j is
 
     s = softmax_scale * q_descale * k_descale * (q_t . k_j)
     s = softcap * tanh(s / softcap)                           if softcap > 0
@@ -34,6 +34,8 @@ def unified_attention(
     cu_seqlens_q: Tensor,
     seqused_k: Tensor,
     block_table: Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
     q_descale: Descale = None,
     k_descale: Descale = None,
     v_descale: Descale = None,
@@ -46,6 +48,7 @@ def unified_attention(
     window_left: int = -1,
     softcap: float = 0.0,
     out_limit: float = torch.inf,
+    segments: tuple[Tensor, Tensor, Tensor] | None = None,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of ragged queries over a paged cache.
@@ -57,6 +60,7 @@ def unified_attention(
         seqused_k: ``[B]`` int; keys per sequence, the query tokens included. May be 0, or less
             than the queries: causality is aligned bottom-right, and the first rows see nothing.
         block_table: ``[B, n]`` int; entries past ``ceil(seqused_k / page_size)`` are not looked at.
+        max_seqlen_q, max_seqlen_k, segments: for kernels: bounds that make a grid, and a workspace.
         q_descale, k_descale, v_descale: multiply on dequantisation (``real = code * descale``).
         alibi_slopes: ``[H]``.
         qq_bias: ``[Q, Q]`` with ``Q >= max q_len``, between the queries of one sequence.

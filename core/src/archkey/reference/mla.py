@@ -9,6 +9,8 @@ w >= 0, if `j >= p - w`. `s_ij = scale * q_i . k_j`, `lse_i = ln sum_j exp(s_ij)
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 __all__ = ["merge_attn_states", "mla_decode", "mla_prefill", "softmax_lse", "visible"]
@@ -23,6 +25,8 @@ def mla_decode(
     block_table: torch.Tensor,
     cache_seqlens: torch.Tensor,
     cu_seqlens_q: torch.Tensor | None,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     q_descale: Descale,
     kv_descale: Descale,
     softmax_scale: float,
@@ -38,6 +42,7 @@ def mla_decode(
     kv_cache       `[num_blocks, page_size, d]`, a row is latent then rope key
     block_table    `[B, n]` int32; entries past `ceil(cache_seqlens / page_size)` are not read
     cache_seqlens  `[B]` int32, the query tokens included
+    max_seqlen_*   bounds for the size of a grid; not needed here
     *_descale      None, a number or a one-element tensor: `real = stored * descale`
 
     Returns out `[..., H, head_dim_v]` with q's leading shape, and lse `[T, H]`.
@@ -68,6 +73,8 @@ def mla_prefill(
     v: torch.Tensor,
     cu_seqlens_q: torch.Tensor,
     cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
     q_descale: Descale,
     k_descale: Descale,
     v_descale: Descale,
@@ -80,6 +87,7 @@ def mla_prefill(
 
     q `[Tq, H, dqk]`, k `[Tk, Hk, dqk]`, v `[Tk, Hk, dv]`; head h reads KV head `h // (H / Hk)`
     cu_seqlens_q, cu_seqlens_k  `[B + 1]` int32, may repeat (an empty sequence)
+    max_seqlen_*  bounds for the size of a grid; not needed here
 
     Returns out `[Tq, H, dv]` and lse `[Tq, H]`.
     """
@@ -173,5 +181,4 @@ def _first_rows(q: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> list[int]
 
 
 def _spans(cu_seqlens: torch.Tensor) -> list[tuple[int, int]]:
-    bounds = cu_seqlens.tolist()
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(itertools.pairwise(cu_seqlens.tolist()))

@@ -211,7 +211,8 @@ def _valid(
 
 
 def _inside(slots: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
-    return (slots >= 0) & (slots < cache.shape[0] * cache.shape[1])
+    wide = slots.long()  # torch wraps a capacity that does not fit the tensor's own int32
+    return (wide >= 0) & (wide < cache.shape[0] * cache.shape[1])
 
 
 def _gather(

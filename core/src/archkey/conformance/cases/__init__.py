@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases import rmsnorm, rmsnorm_quant
+from archkey.conformance.cases import mla, rmsnorm, rmsnorm_quant, sparse_mla
 
-CASES: tuple[Case, ...] = (*rmsnorm.CASES, *rmsnorm_quant.CASES)
+CASES: tuple[Case, ...] = (*mla.CASES, *sparse_mla.CASES, *rmsnorm.CASES, *rmsnorm_quant.CASES)
 """Every case, family by family."""

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head latent attention: absorbed decode, un-absorbed prefill, and the merge of two parts.
+
+    s_ij = softmax_scale * q_i . k_j
+    lse_i = ln sum_j exp(s_ij)
+    out_i = sum_j exp(s_ij - lse_i) v_j
+
+The logarithm is natural. A causal mask is aligned bottom-right: of n queries over L keys, query i
+sees key j if `j <= i + L - n`. A row that sees no key has `out = 0`, `lse = -inf`. Every row of
+the outputs is written, and nothing but the keys in use is read: the rest of a page, other pages
+and the tail of a block table may hold anything, NaN and indices out of range included.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from archkey.ops import _mla_checks as checks
+from archkey.ops._checks import (
+    FLOATS,
+    bad_value,
+    check_dtype,
+    check_last_contiguous,
+    check_no_grad,
+    check_shape,
+    check_tensor,
+    unsupported,
+)
+from archkey.ops._contract import public
+from archkey.ops._mla_contract import (
+    OPERATORS,
+    MergeAttnStatesProblem,
+    MlaDecodeProblem,
+    MlaPrefillProblem,
+)
+from archkey.ops._mla_operands import decode_operands, prefill_operands, validate_decode
+
+if TYPE_CHECKING:
+    import torch
+
+    from archkey.launch import Plan
+    from archkey.session import Session
+else:
+    from archkey._torch import torch
+
+__all__ = [
+    "OPERATORS",
+    "MergeAttnStatesProblem",
+    "MlaDecodeProblem",
+    "MlaPrefillProblem",
+    "merge_attn_states",
+    "mla_decode",
+    "mla_prefill",
+]
+
+
+@public
+def mla_decode(
+    session: Session,
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    cache_seqlens: torch.Tensor,
+    *,
+    softmax_scale: float | None = None,
+    head_dim_v: int = 512,
+    causal: bool = True,
+    cu_seqlens_q: torch.Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    q_descale: float | torch.Tensor | None = None,
+    kv_descale: float | torch.Tensor | None = None,
+    window_left: int = -1,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    return_lse: bool = False,
+    plan: Plan | None = None,
+    enable_pdl: bool | None = None,
+    sm_scale: float | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention of a few query tokens a sequence over its latent cache; V is the head of K's row.
+
+    q              `[B, q_len, H, d]`, or `[T, H, d]` with cu_seqlens_q `[B + 1]` int32; d is
+                   512 + 64 or 512; bfloat16, float16 or FP8; last stride 1, others free
+    kv_cache       `[num_blocks, page_size, d]`, or 4-D with a unit dim at 1 or 2; q's dtype or FP8;
+                   page_size 1, 16, 32, 64 or 128; last stride 1, others free
+    block_table    `[B, n]` int32; cache_seqlens `[B]` int32, the query tokens included
+    softmax_scale  required (sm_scale is the same): `(nope + rope) ** -0.5` of the model
+    max_seqlen_q   longest query, default all tokens; max_seqlen_k  longest cache, default the table
+    *_descale      `real = stored * descale`: a number, or one float32 element that a captured
+                   graph reads anew at each replay
+    window_left    keys before `position - window_left` are masked; negative: none is
+    out            `[..., H, head_dim_v]`, bfloat16 or float16; default q's dtype, bfloat16 for FP8
+    lse            float32 `[T, H]`, any strides; written if given or return_lse
+    plan           a plan of `session.plan` for this very problem
+
+    Returns out, or (out, lse) with return_lse; rows of q past the last sequence are empty rows.
+    Raises ArgumentValueError or ArgumentTypeError before anything is written; Unsupported for a
+    window over several query tokens, which engines mask as a block rather than by the row.
+    """
+    op = "mla_decode"
+    scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
+    kv_cache = checks.pages_of(op, "kv_cache", kv_cache)
+    dtype, kv_dtype, longest = decode_operands(
+        session, op, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, max_seqlen_q
+    )
+    *lead, heads, head_dim = q.shape
+    device, page_size = q.device, kv_cache.shape[1]
+    checks.check_head_dim_v(op, head_dim_v, head_dim)
+    if window_left >= 0 and longest > 1:
+        hint = "Decode one token at a time, or attend without a window."
+        unsupported(op, "q_len with window_left >= 0", "1", longest, hint)
+    out, out_dtype = checks.out_of(op, out, (*lead, heads, head_dim_v), dtype, device)
+    lse = checks.row_stat_of(op, "lse", lse, return_lse, (math.prod(lead), heads), device)
+    check_no_grad(op, q, kv_cache)
+    if max_seqlen_k is None:
+        max_seqlen_k = block_table.shape[1] * page_size
+    if session.validate:
+        validate_decode(
+            op, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, longest, max_seqlen_k,
+            window_left,
+        )  # fmt: skip
+    problem = MlaDecodeProblem(
+        dtype,
+        kv_dtype,
+        out_dtype,
+        heads,
+        head_dim,
+        head_dim_v,
+        page_size,
+        1 << (longest - 1).bit_length() if longest else 1,
+        cu_seqlens_q is not None,
+        causal and longest > 1,
+        window_left >= 0,
+        checks.descale_of(op, "q_descale", q_descale, device),
+        checks.descale_of(op, "kv_descale", kv_descale, device),
+        lse is not None,
+        checks.is_aligned(q, kv_cache, out),
+        enable_pdl is not False and session.pdl,
+    )
+    run = checks.runner(session, op, problem, plan)
+    if out.numel():
+        run(
+            q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, longest, max_seqlen_k,
+            q_descale, kv_descale, scale, head_dim_v, causal, window_left, out, lse,
+        )  # fmt: skip
+    return (out, lse) if return_lse else out  # type: ignore[return-value]
+
+
+@public
+def mla_prefill(
+    session: Session,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    softmax_scale: float | None = None,
+    causal: bool = True,
+    q_descale: float | torch.Tensor | None = None,
+    k_descale: float | torch.Tensor | None = None,
+    v_descale: float | torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+    return_lse: bool = False,
+    enable_pdl: bool | None = None,
+    sm_scale: float | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Ragged attention of new tokens over their keys, or over a chunk of a cached prefix.
+
+    q              `[Tq, H, dqk]`, k `[Tk, Hk, dqk]`, v `[Tk, Hk, dv]`, (dqk, dv) one of (192, 128),
+                   (256, 256), (128, 128), H a multiple of Hk; one dtype: bfloat16, float16 or
+                   FP8; last stride 1, others free: k and v may be views of one projection
+    cu_seqlens_*   `[B + 1]` int32, may repeat: a sequence without queries or without keys
+    max_seqlen_*   the longest sequence of each
+    softmax_scale  required (sm_scale is the same): `dqk ** -0.5` of the model, times mscale**2
+    *_descale      `real = stored * descale`: a number or one float32 element
+    out            `[Tq, H, dv]`, bfloat16 or float16; default q's dtype, bfloat16 for FP8
+    lse            float32 `[Tq, H]`, any strides; written if given or return_lse
+
+    Returns out, or (out, lse) with return_lse; two such pairs go into `merge_attn_states`. Rows of
+    q past the last sequence are empty rows.
+    """
+    op = "mla_prefill"
+    scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
+    dtype = prefill_operands(session, op, q, k, v)
+    device = q.device
+    checks.check_int32(op, "cu_seqlens_q", cu_seqlens_q, (None,), device)
+    checks.check_int32(op, "cu_seqlens_k", cu_seqlens_k, cu_seqlens_q.shape, device)
+    if cu_seqlens_q.shape[0] == 0:
+        bad_value(op, "cu_seqlens_q", "of shape [B + 1]", "[0]")
+    tokens, heads, head_dim = q.shape
+    keys, kv_heads, head_dim_v = v.shape
+    out, out_dtype = checks.out_of(op, out, (tokens, heads, head_dim_v), dtype, device)
+    lse = checks.row_stat_of(op, "lse", lse, return_lse, (tokens, heads), device)
+    check_no_grad(op, q, k, v)
+    if session.validate:
+        checks.validate_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, tokens, max_seqlen_q)
+        checks.validate_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, keys, max_seqlen_k)
+    problem = MlaPrefillProblem(
+        dtype,
+        out_dtype,
+        heads,
+        kv_heads,
+        head_dim,
+        head_dim_v,
+        causal,
+        checks.descale_of(op, "q_descale", q_descale, device),
+        checks.descale_of(op, "k_descale", k_descale, device),
+        checks.descale_of(op, "v_descale", v_descale, device),
+        lse is not None,
+        checks.is_aligned(q, k, v, out),
+        enable_pdl is not False and session.pdl,
+    )
+    run = session.launcher(problem)
+    if out.numel():
+        run(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+            q_descale, k_descale, v_descale, scale, causal, out, lse,
+        )  # fmt: skip
+    return (out, lse) if return_lse else out  # type: ignore[return-value]
+
+
+@public
+def merge_attn_states(
+    session: Session,
+    out_a: torch.Tensor,
+    lse_a: torch.Tensor,
+    out_b: torch.Tensor,
+    lse_b: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    lse: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`out = (e^lse_a out_a + e^lse_b out_b) / e^lse`, `lse = ln(e^lse_a + e^lse_b)`.
+
+    out_a, out_b  `[T, H, dv]` of one dtype: bfloat16, float16 or float32; last stride 1
+    lse_a, lse_b  float32 `[T, H]`, natural log, any strides; +inf counts as -inf, and the output
+                  that belongs to an lse of -inf is not read
+    out, lse      default: new, of out_a's dtype; out may be out_a (or out_b), lse their lse
+
+    Returns (out, lse): 0 and -inf where both parts are empty.
+    """
+    op = "merge_attn_states"
+    check_tensor(op, "out_a", out_a)
+    dtype = check_dtype(op, "out_a", out_a, FLOATS)
+    check_shape(op, "out_a", out_a, (None, None, None))
+    tokens, heads, head_dim_v = out_a.shape
+    device = out_a.device
+    if out is None:
+        out = torch.empty(out_a.shape, dtype=out_a.dtype, device=device)
+    if lse is None:
+        lse = torch.empty((tokens, heads), dtype=torch.float32, device=device)
+    for name, part, dtypes in (
+        ("out_a", out_a, FLOATS),
+        ("out_b", out_b, (dtype,)),
+        ("out", out, FLOATS),
+    ):
+        check_tensor(op, name, part)
+        out_dtype = check_dtype(op, name, part, dtypes)
+        check_shape(op, name, part, out_a.shape)
+        check_last_contiguous(op, name, part)
+        checks.check_device(op, name, part, device)
+    for name, part in (("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse)):
+        checks.check_row_stat(op, name, part, (tokens, heads), device)
+    check_no_grad(op, out_a, lse_a, out_b, lse_b)
+    aligned = checks.is_aligned(out_a, out_b, out)
+    problem = MergeAttnStatesProblem(dtype, out_dtype, heads, head_dim_v, aligned, session.pdl)
+    run = session.launcher(problem)
+    if out.numel():
+        run(out_a, lse_a, out_b, lse_b, out, lse)
+    return out, lse
