@@ -23,9 +23,20 @@ if TYPE_CHECKING:
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
     from archkey.kernel import Kernel as Kernel
+    from archkey.ops.attention import unified_attention as unified_attention
+    from archkey.ops.kda import chunk_kda as chunk_kda
+    from archkey.ops.kda import fused_recurrent_kda as fused_recurrent_kda
+    from archkey.ops.kda import kda_packed_decode as kda_packed_decode
+    from archkey.ops.kda_gate import chunk_layout as chunk_layout
+    from archkey.ops.kda_gate import kda_gate as kda_gate
+    from archkey.ops.kda_gate import kda_gate_chunk_cumsum as kda_gate_chunk_cumsum
     from archkey.ops.mla import merge_attn_states as merge_attn_states
     from archkey.ops.mla import mla_decode as mla_decode
     from archkey.ops.mla import mla_prefill as mla_prefill
+    from archkey.ops.page_table import (
+        ragged_kv_indices_to_page_table as ragged_kv_indices_to_page_table,
+    )
+    from archkey.ops.page_table import req_to_token_to_page_table as req_to_token_to_page_table
     from archkey.ops.rmsnorm import fused_add_rmsnorm as fused_add_rmsnorm
     from archkey.ops.rmsnorm import fused_qk_rmsnorm as fused_qk_rmsnorm
     from archkey.ops.rmsnorm import rmsnorm as rmsnorm
@@ -66,6 +77,15 @@ _HOME = {
     "fused_qk_rmsnorm": "ops.rmsnorm",
     "rmsnorm": "ops.rmsnorm",
     "rmsnorm_quant": "ops.rmsnorm_quant",
+    "unified_attention": "ops.attention",
+    "ragged_kv_indices_to_page_table": "ops.page_table",
+    "req_to_token_to_page_table": "ops.page_table",
+    "chunk_kda": "ops.kda",
+    "fused_recurrent_kda": "ops.kda",
+    "kda_packed_decode": "ops.kda",
+    "kda_gate": "ops.kda_gate",
+    "kda_gate_chunk_cumsum": "ops.kda_gate",
+    "chunk_layout": "ops.kda_gate",
 }
 
 __all__ = [*_HOME]

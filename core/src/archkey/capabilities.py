@@ -48,7 +48,9 @@ def _one_of(text: str, *values: str) -> Meaning:
 
 VOCABULARY: Mapping[str, Meaning] = MappingProxyType(
     {
-        "pdl": _flag("programmatic dependent launch: a kernel may start before its predecessor ends"),
+        "pdl": _flag(
+            "programmatic dependent launch: a kernel may start before its predecessor ends"
+        ),
         "tma": _flag("bulk tensor copies between global and shared memory"),
         "cluster": _flag("thread block clusters with distributed shared memory"),
         "wgmma": _flag("warpgroup matrix instructions (sm_90a only)"),

@@ -27,7 +27,9 @@ def headline(decision: Decision) -> str:
 def explain(decision: Decision) -> str:
     """The whole decision: problem, choice, and every other kernel with its reason."""
     fields = ", ".join(
-        f"{name}={value}" for name, value in decision.problem._asdict().items() if name != "operator"
+        f"{name}={value}"
+        for name, value in decision.problem._asdict().items()
+        if name != "operator"
     )
     chosen = decision.chosen.id if decision.chosen else "no kernel"
     lines = [

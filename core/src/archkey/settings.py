@@ -26,8 +26,9 @@ from archkey.errors import SettingError, nearest
 _PREFIX = "ARCHKEY_"
 _OVERRIDE = "ARCHKEY_OVERRIDE_"
 _PLAIN = ("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "LOGLEVEL")
-_BOOLEANS = {"": False, "0": False, "false": False, "no": False, "off": False} | {
-    word: True for word in ("1", "true", "yes", "on")
+_BOOLEANS = {
+    **dict.fromkeys(("", "0", "false", "no", "off"), False),
+    **dict.fromkeys(("1", "true", "yes", "on"), True),
 }
 
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from archkey.ops import mla, rmsnorm, rmsnorm_quant, sparse_mla
+from archkey.ops import attention, kda, mla, rmsnorm, rmsnorm_quant, sparse_mla
 from archkey.ops._contract import Operator, Problem
 
 __all__ = ["OPERATORS", "Operator", "Problem"]
 
-_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant)
+_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda)
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator for family in _FAMILIES for operator in family.OPERATORS

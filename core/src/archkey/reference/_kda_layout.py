@@ -57,7 +57,7 @@ def prepare(
 
 
 def heads_first(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tokens:
-    """Tokens from ``[B, T, heads, ...]``; value head ``hv`` gets query and key ``hv // (HV / H)``."""
+    """Tokens from ``[B, T, heads, ...]``; value head hv gets query and key ``hv // (HV / H)``."""
     q, k = (y.repeat_interleave(v.shape[2] // y.shape[2], dim=2) for y in (q, k))
     return Tokens(*(y.flatten(0, 1).transpose(0, 1) for y in (q, k, v, g, beta[..., None])))
 

@@ -81,10 +81,10 @@ def fused_recurrent_kda(
         cu_seqlens: ``[N + 1]`` int, with B = 1; None: N = B sequences of T tokens.
         initial_state: ``[N, HV, K, V]``, or with state_indices a pool ``[slots, HV, K, V]``;
             ``[.., V, K]`` if ``state_v_first``. None: zeros.
-        state_indices: ``[N]`` slots, where sequence n starts and where it leaves its last state; or
-            ``[N, 1 + S]``, where the state after each token t of sequence n goes to slot ``[n, t]``,
-            and it starts from ``[n, 0]``, or from ``[n, max(num_accepted_tokens[n], 1) - 1]``.
-            A negative start slot: the output rows are 0 and no state is read or written. Another
+        state_indices: ``[N]`` slots, where sequence n starts and where it leaves its last state;
+            or ``[N, 1 + S]``: the state after token t of sequence n goes to slot ``[n, t]``, and
+            n starts from ``[n, 0]``, or from ``[n, max(num_accepted_tokens[n], 1) - 1]``. A
+            negative start slot: the output rows are 0 and no state is read or written. Another
             negative slot is not written.
         inplace_final_state: with state_indices, states go back to the pool.
 
@@ -159,8 +159,8 @@ def chunk_kda(
         return_intermediate_states: also return h, the state before each chunk of ``chunk_size``.
 
     Returns:
-        ``(o, final_state, h [B, NT, HV, K, V] or None, track_state or None)``; for cu_seqlens, NT
-        is ``len(chunk_indices)`` or the number of chunks of all sequences, and rows of padding are 0.
+        ``(o, final_state, h [B, NT, HV, K, V] or None, track_state or None)``; with cu_seqlens, NT
+        is ``len(chunk_indices)`` or the number of all sequences' chunks; rows of padding are 0.
     """
     x = prepare(
         q, k, v, g, beta, A_log, dt_bias, scale, lower_bound, use_qk_l2norm_in_kernel,

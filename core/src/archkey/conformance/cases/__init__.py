@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases import mla, rmsnorm, rmsnorm_quant, sparse_mla
+from archkey.conformance.cases import attention, kda, mla, rmsnorm, rmsnorm_quant, sparse_mla
 
-CASES: tuple[Case, ...] = (*mla.CASES, *sparse_mla.CASES, *rmsnorm.CASES, *rmsnorm_quant.CASES)
+_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda)
+
+CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 """Every case, family by family."""
