@@ -272,3 +272,26 @@ def test_the_number_of_tokens_is_not_in_the_problem(
 ) -> None:
     w = rand(64, seed=1)
     assert problem_of(rand(tokens, 64), w) == RmsNormProblem("float32", "float32", "float32", 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda out: {"eps": 0.0}, "eps must be > 0"),
+        (lambda out: {"weight": W.clone().requires_grad_()}, "requires_grad"),
+        (lambda out: {"residual_out": out}, "another tensor"),
+    ],
+    ids=["eps", "gradient", "one output for both"],
+)
+def test_a_call_like_one_that_passed_is_checked_all_the_same(
+    change: Callable[[torch.Tensor], dict[str, Any]], message: str
+) -> None:
+    """Its metadata are remembered; what is not in them has to be read each time."""
+    out, total = torch.full((4, 8), SENTINEL), torch.full((4, 8), SENTINEL)
+    call: dict[str, Any] = {"x": X, "residual": X.clone(), "weight": W, "eps": 1e-6}
+    archkey.fused_add_rmsnorm(**call, out=torch.empty(4, 8), residual_out=torch.empty(4, 8))
+    call |= {"out": out, "residual_out": total} | change(out)
+    with pytest.raises(ArgumentValueError, match=message):
+        archkey.fused_add_rmsnorm(**call)
+    for untouched in (out, total):
+        assert torch.equal(untouched, torch.full((4, 8), SENTINEL))

@@ -33,7 +33,7 @@ hookimpl = pluggy.HookimplMarker("archkey")
 
 @hookspec
 def archkey_capabilities(target: Target) -> Iterable[Capability]:  # type: ignore[empty-body]
-    """What `target` can do. Names are those of `archkey.capabilities.VOCABULARY`, or `vendor:name`."""
+    """What `target` can do, by the names of `archkey.capabilities.VOCABULARY` or `vendor:name`."""
 
 
 @hookspec

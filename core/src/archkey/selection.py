@@ -167,8 +167,10 @@ def _against(
     for rule in kernel.requires:
         if not rule.satisfied_by(versions):
             version = versions.get(rule.package)
-            found = f"{rule.package} {version}" if version else f"{rule.package} not installed"
-            remedy = f"pip install '{rule}'" + (f" ({rule.severity}: {rule.why})" * bool(rule.why))
+            found = f"{rule.package} {version or 'not installed'}"
+            remedy = f"pip install '{rule}'"
+            if version and rule.why:
+                remedy += f" ({rule.severity}: {rule.why})"
             yield Rejection(kernel.id, Code.REQUIREMENT, str(rule), found, remedy)
     if kernel.id in failed:
         remedy = "see the log, mend or remove the plugin, and start again"

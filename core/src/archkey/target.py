@@ -159,7 +159,7 @@ class Target:
 
     @property
     def triton_backend(self) -> tuple[str, int | str, int] | None:
-        """(backend, arch, warp size) of Triton's GPUTarget: ("cuda", 90, 32), ("hip", "gfx942", 64).
+        """Triton's GPUTarget, (backend, arch, warp size): ("cuda", 90, 32), ("hip", "gfx942", 64).
 
         None where Triton has no backend of its own or the table does not know the architecture.
         """

@@ -3,7 +3,7 @@
 
 One module a command, named like it and imported when it is asked for, so that `archkey probe`
 loads neither rich nor the sessions. Results go to stdout, progress and logs to stderr; with
-`--json` stdout holds one JSON document and nothing else. Nothing but `demo` and `bench` imports torch.
+`--json` stdout holds one JSON document and nothing else. Only `demo` and `bench` import torch.
 
     exit 0    done
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of

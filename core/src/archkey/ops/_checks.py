@@ -106,7 +106,9 @@ def check_same_device(op: str, first: torch.Tensor, **others: Any) -> None:
     device = first.device
     for name, other in others.items():
         if isinstance(other, torch.Tensor) and other.device != device:
-            bad_value(op, name, f"on {device} like the first argument", f"a tensor on {other.device}")
+            bad_value(
+                op, name, f"on {device} like the first argument", f"a tensor on {other.device}"
+            )
 
 
 def check_no_grad(op: str, *tensors: torch.Tensor | None) -> None:

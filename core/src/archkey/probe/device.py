@@ -31,7 +31,7 @@ class Device:
     """The L2 cache that one thread block works through, in bytes; on gfx942 that of one XCD."""
     memory_bytes: int | None = None
     partition: str = ""
-    """MIG profile ("1g.10gb") or AMD compute and memory mode ("CPX/NPS4"); empty if there is none."""
+    """MIG profile ("1g.10gb") or AMD compute and memory mode ("CPX/NPS4"); empty without one."""
     uuid: str | None = None
     driver: str | None = None
     """The driver's version."""

@@ -49,7 +49,7 @@ def load() -> Any:
 
 
 def find(environ: Mapping[str, str], nvml: Any = None) -> tuple[list[Device], list[str]]:
-    """The visible GPUs in the order of NVML (PCI bus), and remarks. A failing driver is a remark."""
+    """The visible GPUs in the order of NVML (PCI bus), and remarks, a failing driver among them."""
     try:
         nvml = load() if nvml is None else nvml
         nvml.nvmlInit()

@@ -25,7 +25,7 @@ def find() -> tuple[list[Device], list[Note]]:
         try:
             devices += _ask(entry)
         # A vendor's code may raise anything, and must not hide the other devices.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             notes.append(Note(entry.name, f"{entry.value} failed: {type(error).__name__}: {error}"))
     return devices, notes
 

@@ -49,7 +49,7 @@ def build(problem: Any, build: Build) -> Run:
     inputs = operator.inputs
 
     def run(*arguments: Any) -> None:
-        results = reference(**dict(zip(inputs, arguments)))
+        results = reference(**dict(zip(inputs, arguments, strict=False)))
         # Results are complete before the first write, so outputs may alias inputs.
         for result, out in zip(results, arguments[len(inputs) :], strict=True):
             if out is not None:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target sets up .venv by itself, with plain pip, and again only when a requirement changed.
+
+PYTHON ?= python3
+PYTEST ?= -n auto
+
+BIN   := .venv/bin
+READY := .venv/.ready
+NEEDS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: help demo test slow gpu lint format clean
+
+help:
+	@echo "make demo     run every operator on this machine against the reference"
+	@echo "make test     all tests but the slow ones; PYTEST='-k rmsnorm' passes options"
+	@echo "make slow     the slow ones"
+	@echo "make gpu      the tests that need a GPU, compiled instead of interpreted"
+	@echo "make lint     ruff and mypy"
+	@echo "make format   let ruff rewrite the files"
+	@echo "make clean    remove .venv and all caches"
+
+demo: $(READY)
+	$(BIN)/archkey demo
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST)
+
+slow: $(READY)
+	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+gpu: $(READY)
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): $(NEEDS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@touch $@

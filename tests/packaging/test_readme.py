@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the README shows is true: its Python runs, its operators and paths exist."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archkey.ops import OPERATORS
+
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "plugins/README.md",
+    "core/README.md",
+    "core/docs/design.md",
+)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_python_block_runs(root: Path, run_python: Callable[..., str]) -> None:
+    (code,) = blocks((root / "README.md").read_text(), "python")
+    shown = run_python(code, TRITON_INTERPRET="0")
+    assert "chosen:  rocm_gfx950:triton" in shown
+
+
+def test_the_operators_listed_are_those_there_are(root: Path) -> None:
+    text = (root / "README.md").read_text()
+    section = text.partition("## Operators")[2].partition("\nEach ")[0]
+    assert set(re.findall(r"`(\w+)`", section)) == set(OPERATORS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(root: Path, document: str) -> None:
+    path = root / document
+    for link in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_make_targets_exist(root: Path, document: str) -> None:
+    targets = set(re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE))
+    for command in re.findall(r"`?make (\w+)", (root / document).read_text()):
+        assert command in targets, command

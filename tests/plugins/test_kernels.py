@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our four plugins list: every model's problem gets a kernel, every row can be launched."""
+
+from __future__ import annotations
+
+import pytest
+
+import archkey
+from archkey.ops import OPERATORS
+
+TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("operator", ["rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"])
+def test_examples_get_the_shared_body(target: str, operator: str) -> None:
+    session = archkey.open(target)
+    for label, problem in OPERATORS[operator].examples.items():
+        decision = session.decide(problem)
+        assert decision.chosen is not None, label
+        assert decision.chosen.id == f"{target}:triton", label
+        assert not decision.degraded
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_row_fits_the_machine_and_says_where_it_comes_from(target: str) -> None:
+    session = archkey.open(target)
+    tables = [k.tuning for plugin in session.plugins for k in plugin.kernels if k.tuning]
+    assert tables
+    for row in [row for table in tables for row in table.rows]:
+        # A block has at most 1024 threads on either vendor's hardware.
+        assert row.values.num_warps * session.capabilities.warp_size <= 1024, row
+        assert row.measured.startswith("not measured: ") or "triton" in row.measured
