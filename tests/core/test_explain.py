@@ -33,7 +33,7 @@ def test_the_whole_text() -> None:
         "  not:     fake:wide [problem] needs width >= 512; found width = 128; change width or use "
         "another kernel",
         "  not:     fake:new [requirement] needs no-such-package>=2; found no-such-package not "
-        "installed; pip install 'no-such-package>=2' (crash: sglang#22723)",
+        "installed; install no-such-package>=2",
         "  not:     fake:slow [outranked] needs the first place among those that accept; found "
         'fake:fast comes first; override toy_op with "fake:slow" to use it',
     ]

@@ -279,9 +279,10 @@ def test_the_number_of_tokens_is_not_in_the_problem(
     [
         (lambda out: {"eps": 0.0}, "eps must be > 0"),
         (lambda out: {"weight": W.clone().requires_grad_()}, "requires_grad"),
-        (lambda out: {"residual_out": out}, "another tensor"),
+        (lambda out: {"residual_out": out}, "other memory"),
+        (lambda out: {"residual_out": out[:]}, "other memory"),
     ],
-    ids=["eps", "gradient", "one output for both"],
+    ids=["eps", "gradient", "one output for both", "one memory for both"],
 )
 def test_a_call_like_one_that_passed_is_checked_all_the_same(
     change: Callable[[torch.Tensor], dict[str, Any]], message: str

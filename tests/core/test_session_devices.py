@@ -18,6 +18,7 @@ from tests.core._fakes import FAST, TOY, World, capability, card, kernel, plugin
 from tests.core._fakes import alone as alone
 
 import archkey
+from archkey import locate
 from archkey import plugins as plugins_room
 from archkey import session as room
 from archkey.capabilities import Capability
@@ -48,7 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     def build(*devices: Device) -> None:
         cpu = card("cpu", source="cpu")
         probed = SimpleNamespace(devices=(*devices, cpu))
-        monkeypatch.setattr(room, "probe", lambda pretend=None: probed)
+        monkeypatch.setattr(locate, "probe", lambda pretend=None: probed)
 
         def load(target: Target, config: Settings) -> Loaded:
             fp8 = {"rocm_gfx942": "e4m3fnuz", "rocm_gfx950": "e4m3fn"}.get(target.key, "none")
@@ -94,7 +95,7 @@ def test_torch_may_count_in_another_order_than_the_driver(
 ) -> None:
     """The uuid finds the card; its index is then torch's, which is what launches use."""
     machine(card("cuda_sm90", 0, uuid="GPU-aaaa"), card("cuda_sm100", 1, uuid="GPU-bbbb"))
-    monkeypatch.setattr(room, "_torch_uuid", lambda index: ["bbbb", "aaaa"][index])
+    monkeypatch.setattr(locate, "_torch_uuid", lambda index: ["bbbb", "aaaa"][index])
     device = room.session_of(torch.device("cuda", 0)).device
     assert (device.target.key, device.index) == ("cuda_sm100", 0)
 
@@ -198,6 +199,7 @@ def test_a_plugin_that_calls_an_operator_at_import_does_not_hang(
         "import torch\narchkey.rmsnorm(torch.ones(1, 4), torch.ones(4))\n"
         + _fakes.kernels(_fakes.fast()),
     )
+    monkeypatch.setattr(locate, "discover", world.found)
     monkeypatch.setattr(plugins_room, "discover", world.found)
     opened: list[Session] = []
     open_it = threading.Thread(

@@ -19,7 +19,7 @@ BODIES = sorted((CORE / "kernels").rglob("*.py"))
 ROOMS = (
     *("errors", "_torch", "settings", "conditions", "requirements", "tuning"),
     *("target", "probe", "capabilities", "ops", "formats", "kernel", "hookspecs"),
-    *("_admission", "plugins", "selection", "explain", "launch", "session"),
+    *("_admission", "plugins", "selection", "explain", "launch", "locate", "session"),
     *("reference", "kernels", "integrations", "conformance", "bench", "cli", "__main__"),
 )
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
     from archkey.kernel import Kernel as Kernel
+    from archkey.locate import devices as devices
     from archkey.ops.attention import unified_attention as unified_attention
     from archkey.ops.kda import chunk_kda as chunk_kda
     from archkey.ops.kda import fused_recurrent_kda as fused_recurrent_kda
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from archkey.ops.sparse_mla import sparse_mla_prefill as sparse_mla_prefill
     from archkey.probe import Device as Device
     from archkey.session import Session as Session
-    from archkey.session import devices as devices
     from archkey.session import open as open
     from archkey.session import override as override
     from archkey.target import Target as Target
@@ -61,7 +61,7 @@ _HOME = {
     "Session": "session",
     "Target": "target",
     "Unsupported": "errors",
-    "devices": "session",
+    "devices": "locate",
     "hookimpl": "hookspecs",
     "open": "session",
     "override": "session",

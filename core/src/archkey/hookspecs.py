@@ -15,7 +15,7 @@ whole, or refused as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pluggy
 
@@ -37,8 +37,13 @@ def archkey_capabilities(target: Target) -> Iterable[Capability]:  # type: ignor
 
 
 @hookspec
-def archkey_kernels(target: Target) -> Iterable[Kernel]:  # type: ignore[empty-body]
-    """Kernels for `target`, best first within an operator."""
+def archkey_kernels(  # type: ignore[empty-body]
+    target: Target, operators: Mapping[str, Operator]
+) -> Iterable[Kernel]:
+    """Kernels for `target`, best first within an operator. `operators`: all that are known.
+
+    A hook may leave out parameters that it does not use.
+    """
 
 
 @hookspec

@@ -161,7 +161,8 @@ def load(target: Target, settings: Settings, found: Iterable[Found] | None = Non
             log.warning("ARCHKEY_DISABLE_PLUGINS: no plugin %r; %s", name, nearest(name, names))
     plugins: list[Plugin] = []
     report: list[Entry] = []
-    for candidate in installed:
+    # The default comes last: it serves the operators that the others bring, too.
+    for candidate in sorted(installed, key=lambda f: f.name == DEFAULT):
         entry, plugin = _consider(candidate, target, settings, installed, plugins)
         report.append(entry)
         if entry.state in (State.REFUSED, State.BROKEN):
@@ -169,6 +170,7 @@ def load(target: Target, settings: Settings, found: Iterable[Found] | None = Non
         if plugin is not None:
             plugins.append(plugin)
     plugins.sort(key=lambda p: _preference(p, target, settings))
+    report.sort(key=lambda entry: installed.index(entry.found))
     return Loaded(tuple(plugins), tuple(report))
 
 
@@ -198,7 +200,7 @@ def _consider(
     if found.name.partition(".")[0] not in (home.key, str(home)):
         return entry(State.REFUSED, f"its name must start with {home.key!r}, as written"), None
     twins = [f for f in installed if f.name == found.name and f != found]
-    if twins:
+    if twins and not (found.name == DEFAULT and found.distribution == "archkey"):
         others = ", ".join(map(str, [found, *twins]))
         reason = f"{len(twins) + 1} distributions claim this name: {others}. Uninstall all but one"
         return entry(State.REFUSED, reason), None
@@ -242,7 +244,7 @@ def _load_one(found: Found, home: Target, target: Target, before: list[Plugin]) 
     facts = {fact.name for plugin in before for fact in plugin.capabilities}
     check_capabilities(capabilities)
     facts |= {fact.name for fact in capabilities}
-    listed = results(hook.archkey_kernels(target=target), Kernel)
+    listed = results(hook.archkey_kernels(target=target, operators=known), Kernel)
     kernels = tuple(replace(kernel, plugin=found.name) for kernel in listed)
     check_kernels(kernels, known, facts)
     return Plugin(

@@ -168,7 +168,7 @@ def _against(
         if not rule.satisfied_by(versions):
             version = versions.get(rule.package)
             found = f"{rule.package} {version or 'not installed'}"
-            remedy = f"pip install '{rule}'"
+            remedy = f"install {rule}"
             if version and rule.why:
                 remedy += f" ({rule.severity}: {rule.why})"
             yield Rejection(kernel.id, Code.REQUIREMENT, str(rule), found, remedy)

@@ -11,13 +11,11 @@ import functools
 import hashlib
 import json
 import logging
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -31,19 +29,21 @@ from archkey.errors import (
     UnknownName,
     Unsupported,
     describe,
+    nearest,
 )
 from archkey.kernel import Run, resolve
 from archkey.launch import Build, Plan, bind, interpreting
+from archkey.locate import find_device
 from archkey.ops import OPERATORS, Operator, Problem
 from archkey.ops._contract import SESSIONS as _SESSIONS
 from archkey.plugins import Loaded, load
-from archkey.probe import Device, probe
+from archkey.probe import Device
 from archkey.requirements import installed_versions
 from archkey.selection import Candidate, Decision, Policy, select
 from archkey.settings import Settings, settings
-from archkey.target import KNOWN, Target
+from archkey.target import Target
 
-__all__ = ["Session", "devices", "open", "override", "session_of"]
+__all__ = ["Session", "open", "override", "session_of"]
 
 log = logging.getLogger("archkey")
 
@@ -84,8 +84,8 @@ class Session:
         )
         self.validate = config.validate
         self.degraded: Counter[str] = Counter()
-        self._override = {**config.override, **override}
-        _known_operators(self._override, self.operators)
+        _known_operators(override, self.operators)
+        self._override = {**_meant(config.override, self.operators), **override}
         _OPERATORS_SEEN.update(self.operators)
         self._strict = config.strict if strict is None else strict
         self._candidates = _candidates(self.plugins)
@@ -244,15 +244,10 @@ class Session:
         impl = getattr(resolve(operators[name].function), "__wrapped__", None)
         if impl is None:
             path = operators[name].function
-            raise PluginError(f"{path} must be decorated with archkey.ops._contract.public")
+            raise PluginError(f"{path} must be decorated with archkey.ops.public")
         method = _method(self, impl)
         self.__dict__[name] = method
         return method
-
-
-def devices() -> tuple[Device, ...]:
-    """The devices of this machine in torch's order, the CPU last. Needs neither torch nor a GPU."""
-    return probe(pretend=settings().target).devices
 
 
 def open(
@@ -269,7 +264,7 @@ def open(
     override  operator -> kernel to use, still checked
     strict    refuse degraded choices; default ARCHKEY_STRICT
     """
-    return Session(_find_device(device), settings(), override, strict)
+    return Session(find_device(device), settings(), override, strict)
 
 
 @contextmanager
@@ -300,60 +295,6 @@ def session_of(torch_device: Any) -> Session:
     return session
 
 
-def _find_device(device: Any) -> Device:
-    if isinstance(device, Device):
-        return device
-    found = devices()
-    if device is None:
-        return found[0]
-    if hasattr(device, "type") and hasattr(device, "index"):  # torch.device
-        return _device_of_torch(device.type, device.index, found)
-    if isinstance(device, str) and device.partition(":")[0] in ("cpu", "cuda"):
-        kind, _, index = device.partition(":")
-        if kind == "cpu" or index.isdigit() or not index:
-            return _device_of_torch(kind, int(index or 0), found)
-    target = Target.parse(device)
-    if target.key not in KNOWN and not any(d.target.key == target.key for d in found):
-        _refuse_unknown(target)
-    for candidate in found:
-        if candidate.target.is_exact(target):
-            return candidate
-    return Device(target, index=0, name="", source="pretend")
-
-
-def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) -> Device:
-    """The probed device behind a torch device. torch calls an AMD GPU "cuda" too."""
-    platforms = ("cuda", "rocm") if kind == "cuda" else (kind,)
-    real = [d for d in found if d.source != "pretend" and d.target.platform in platforms]
-    uuid = _torch_uuid(index or 0) if kind == "cuda" and len(real) > 1 else ""
-    # By default CUDA sorts different GPUs by speed and the driver by bus: the uuid decides.
-    same = [d for d in real if uuid and uuid in (d.uuid or "")]
-    for candidate in same or real:
-        if same or kind == "cpu" or candidate.index == (index or 0):
-            return replace(candidate, index=index or 0)  # from here on torch's count is meant
-    raise ArgumentValueError(
-        f"device {kind}:{index or 0} is not among the probed devices: "
-        + ", ".join(f"{d.target.key}[{d.index}]" for d in real or found)
-        + ". `archkey probe` shows what was tried"
-    )
-
-
-def _torch_uuid(index: int) -> str:
-    """torch's uuid of a GPU, if torch has a GPU context already; "" otherwise."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return ""
-    return str(getattr(torch.cuda.get_device_properties(index), "uuid", ""))
-
-
-def _refuse_unknown(target: Target) -> None:
-    from archkey.plugins import discover
-
-    served = {f.name.partition(".")[0] for f in discover()}
-    if target.key not in served:
-        raise UnknownName("target", target.key, {*KNOWN, *served}, "`archkey plugins` lists more.")
-
-
 def _candidates(plugins: Iterable[Any]) -> dict[str, tuple[Candidate, ...]]:
     by_operator: dict[str, list[Candidate]] = {}
     for plugin in plugins:
@@ -366,6 +307,18 @@ def _known_operators(names: Iterable[str], operators: Collection[str]) -> None:
     for name in names:
         if name not in operators:
             raise UnknownName("operator", name, operators, "An override names it.")
+
+
+def _meant(override: Mapping[str, str], operators: Collection[str]) -> dict[str, str]:
+    """The environment's overrides of `operators`; it may name those of another target's vendor."""
+    for name in override:
+        if name not in operators:
+            log.warning(
+                "ARCHKEY_OVERRIDE_%s: no such operator here; %s",
+                name.upper(),
+                nearest(name, operators),
+            )
+    return {name: kernel for name, kernel in override.items() if name in operators}
 
 
 def _fp8(session: Session) -> str:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from archkey.ops import attention, kda, mla, rmsnorm, rmsnorm_quant, sparse_mla
-from archkey.ops._contract import Operator, Problem
+from archkey.ops._contract import Operator, Problem, public
 
-__all__ = ["OPERATORS", "Operator", "Problem"]
+__all__ = ["OPERATORS", "Operator", "Problem", "public"]
 
 _FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda)
 

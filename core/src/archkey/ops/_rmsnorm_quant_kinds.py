@@ -74,10 +74,9 @@ def kind_of(session: Session, quant: str, scale_layout: str, dims: int) -> Kind:
     kind = KINDS.get(quant) if isinstance(quant, str) else None
     if kind is None:
         _unknown("quant", "a kind that it knows", quant, KINDS)
-    # session.fp8 is "any" where nobody describes the device and torch computes.
-    has = session.fp8 if kind.capability == "fp8" else session.capabilities[kind.capability].value
-    if has == "none":
-        fact = session.capabilities[kind.capability]
+    fact = session.capabilities[kind.capability]
+    # Where nobody describes the device, or it is the CPU, torch computes: any kind will do.
+    if fact.value == "none" and session.fp8 != "any":
         why = f"Its capability {fact.name} is none ({fact.source}): {fact.reason}."
         unsupported(OP, "quant", "a kind that this device has", repr(quant), why)
     if scale_layout not in kind.layouts:

@@ -18,7 +18,15 @@ from archkey.ops._checks import (
     shape_text,
 )
 from archkey.ops._rmsnorm_quant_kinds import KINDS, OP, Kind, scale_shape
-from archkey.ops._rows import Rows, check_out_rows, check_rows, check_rows_like, check_vector
+from archkey.ops._rows import (
+    Rows,
+    check_apart,
+    check_out_rows,
+    check_rows,
+    check_rows_like,
+    check_vector,
+    heads_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -83,9 +91,9 @@ def check_codes(
     check_shape(OP, "out", out, shape)
     check_last_contiguous(OP, "out", out)
     check_same_device(OP, x, out=out)
-    _check_apart("out", out)
+    check_apart(OP, "out", out)
     bits = out.data_ptr() | out.stride(0) | (out.stride(1) if out.dim() == 3 else 0)
-    return dtype, _heads(out), bits
+    return dtype, heads_of(out), bits
 
 
 def check_out_scale(
@@ -106,11 +114,11 @@ def check_out_scale(
     check_dtype(OP, "out_scale", out_scale, (kind.scale_dtype,))
     check_shape(OP, "out_scale", out_scale, scale_shape(x.shape, group, scale_layout))
     check_same_device(OP, x, out_scale=out_scale)
-    _check_apart("out_scale", out_scale)
+    check_apart(OP, "out_scale", out_scale)
     strides = f"strides {out_scale.stride()}"
     if scale_layout == "row":
         check_last_contiguous(OP, "out_scale", out_scale)
-        return _heads(out_scale)
+        return heads_of(out_scale)
     if scale_layout == "col":
         if not out_scale.select(-1, 0).is_contiguous():
             hint = "Make it as torch.empty(N // group_size, T).t(); the pitch of a column is free."
@@ -188,20 +196,3 @@ def check_eps(name: str, eps: float | None) -> None:
     """`eps` is positive; None and NaN are not."""
     if eps is None or not eps > 0:
         bad_value(OP, name, "> 0", eps, "A row of zeros would divide by zero.")
-
-
-def _check_apart(name: str, tensor: torch.Tensor) -> None:
-    """No two elements of an output share memory, as `check_out_rows` has it for float rows."""
-    reach = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1 and stride < reach:
-            found = f"strides {tensor.stride()} for shape {shape_text(tensor)}"
-            bad_value(OP, name, "rows that do not overlap", found)
-        reach = stride * size if size > 1 else reach
-
-
-def _heads(tensor: torch.Tensor) -> int:
-    """1 where the rows are evenly spaced, so that `[T, h, N]` is `[T * h, N]`; h elsewhere."""
-    if tensor.dim() == 2 or tensor.stride(0) == tensor.stride(1) * tensor.shape[1]:
-        return 1
-    return int(tensor.shape[1])

@@ -25,7 +25,15 @@ from archkey.ops._checks import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Rows", "check_out_rows", "check_rows", "check_rows_like", "check_vector"]
+__all__ = [
+    "Rows",
+    "check_apart",
+    "check_out_rows",
+    "check_rows",
+    "check_rows_like",
+    "check_vector",
+    "heads_of",
+]
 
 Rows = tuple[str, Sequence[int], int, int]
 """dtype name, shape, heads, bits."""
@@ -39,11 +47,8 @@ def check_rows(op: str, name: str, tensor: torch.Tensor) -> Rows:
     if len(shape) not in (2, 3) or shape[-1] == 0:
         bad_value(op, name, "of shape [T, N] or [T, h, N] with N > 0", shape_text(tensor))
     check_last_contiguous(op, name, tensor)
-    bits = strides[0] | tensor.data_ptr()
-    if len(shape) == 2:
-        return dtype, shape, 1, bits
-    even = strides[0] == strides[1] * shape[1]
-    return dtype, shape, 1 if even else shape[1], bits | strides[1]
+    bits = tensor.data_ptr() | strides[0] | (strides[1] if len(shape) == 3 else 0)
+    return dtype, shape, heads_of(tensor), bits
 
 
 def check_rows_like(
@@ -62,16 +67,26 @@ def check_out_rows(
 ) -> Rows:
     """`tensor` is rows like the input's that do not lie over each other."""
     rows = check_rows_like(op, name, tensor, shape, device)
-    spans = sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), shape, strict=True) if size > 1
-    )
-    reach = 1
-    for stride, size in spans:
-        if stride < reach:
-            found = f"strides {tensor.stride()} for shape {list(shape)}"
-            bad_value(op, name, "rows that do not overlap", found)
-        reach = stride * size
+    check_apart(op, name, tensor)
     return rows
+
+
+def check_apart(op: str, name: str, tensor: torch.Tensor) -> None:
+    """No two elements of an output share memory."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                found = f"strides {tensor.stride()} for shape {shape_text(tensor)}"
+                bad_value(op, name, "rows that do not overlap", found)
+            reach = stride * size
+
+
+def heads_of(tensor: torch.Tensor) -> int:
+    """1 where the rows are evenly spaced, h elsewhere."""
+    if tensor.dim() == 2 or tensor.stride(0) == tensor.stride(1) * tensor.shape[1]:
+        return 1
+    return int(tensor.shape[1])
 
 
 def check_vector(

@@ -71,12 +71,12 @@ def rmsnorm(
 
     Returns out. Raises ArgumentValueError or ArgumentTypeError before anything is written.
     """
-    key = ("rmsnorm", metadata(x, weight, out), cast_before_weight, enable_pdl)
+    pdl = enable_pdl is not False and session.pdl
+    key = ("rmsnorm", metadata(x, weight, out), cast_before_weight, pdl)
     if out is None:
         out = _new_rows("rmsnorm", "x", x)
     problem = session.problems.get(key)
     if problem is None:
-        pdl = enable_pdl is not False and session.pdl
         problem = _rmsnorm_problem(x, weight, out, cast_before_weight, pdl)
         remember(session.problems, key, problem)
     if not eps > 0:  # NaN is not either
@@ -112,14 +112,14 @@ def fused_add_rmsnorm(
     Returns (out, residual_out).
     """
     op = "fused_add_rmsnorm"
-    key = (op, metadata(x, residual, weight, out, residual_out), cast_before_weight, enable_pdl)
+    pdl = enable_pdl is not False and session.pdl
+    key = (op, metadata(x, residual, weight, out, residual_out), cast_before_weight, pdl)
     out = x if out is None else out
     residual_out = residual if residual_out is None else residual_out
-    if out is residual_out:
-        bad_value(op, "out", "another tensor than residual_out", "one for both")
+    if out is residual_out or (out is not x and out.data_ptr() == residual_out.data_ptr() != 0):
+        bad_value(op, "out", "other memory than residual_out's", "the same for both")
     problem = session.problems.get(key)
     if problem is None:
-        pdl = enable_pdl is not False and session.pdl
         tensors = x, residual, weight, out, residual_out
         problem = _fused_add_problem(*tensors, cast_before_weight, pdl)
         remember(session.problems, key, problem)
@@ -154,22 +154,22 @@ def fused_qk_rmsnorm(
     q, k      `[T, Nq]`, `[T, Nk]` or `[T, h, N]` each; one dtype; strides free but the last, so
               both may be slices of one projection row
     q None    k alone (a model without q_a, such as Kimi-Linear); q_weight and q_eps are then None
-    q_out, k_out  default: new and contiguous
+    q_out, k_out  one dtype; default: new, contiguous, of the other's dtype or their input's
 
     Returns (q_out, k_out).
     """
     op = "fused_qk_rmsnorm"
+    pdl = enable_pdl is not False and session.pdl
     facts = metadata(q, q_weight, k, k_weight, q_out, k_out)
-    key = (op, facts, cast_before_weight, enable_pdl)
+    key = (op, facts, cast_before_weight, pdl)
     if k_out is None:
-        k_out = _new_rows(op, "k", k)
+        k_out = _new_rows(op, "k", k, q_out)
     if q_out is None and q is not None:
-        q_out = _new_rows(op, "q", q)
+        q_out = _new_rows(op, "q", q, k_out)
     if q_out is k_out:
         bad_value(op, "q_out", "another tensor than k_out", "one for both")
     problem = session.problems.get(key)
     if problem is None:
-        pdl = enable_pdl is not False and session.pdl
         tensors = q, q_weight, k, k_weight, q_out, k_out
         problem = _fused_qk_problem(*tensors, cast_before_weight, pdl)
         remember(session.problems, key, problem)
@@ -288,10 +288,13 @@ def _fused_qk_problem(
     )
 
 
-def _new_rows(op: str, name: str, x: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor like x."""
+def _new_rows(
+    op: str, name: str, x: torch.Tensor, like: torch.Tensor | None = None
+) -> torch.Tensor:
+    """A contiguous tensor of x's shape, and of the dtype of `like` where that is given."""
     check_tensor(op, name, x)
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dtype = x.dtype if like is None else like.dtype
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _bad_eps(op: str, name: str, eps: float) -> NoReturn:

@@ -6,14 +6,14 @@ At home it is the kernel of every operator; on other targets it is the last reso
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from archkey.capabilities import Capability
 from archkey.hookspecs import hookimpl
 from archkey.kernel import Kernel, Run, resolve
 from archkey.launch import Build
-from archkey.ops import OPERATORS
+from archkey.ops import Operator
 from archkey.target import Target
 
 ARCHKEY_API = (1, 1)
@@ -31,9 +31,9 @@ def archkey_capabilities(target: Target) -> Iterable[Capability]:
 
 
 @hookimpl
-def archkey_kernels(target: Target) -> Iterable[Kernel]:
+def archkey_kernels(target: Target, operators: Mapping[str, Operator]) -> Iterable[Kernel]:
     """One kernel an operator: its reference."""
-    for operator in OPERATORS.values():
+    for operator in operators.values():
         yield Kernel(
             operator=operator.name,
             name="torch",
