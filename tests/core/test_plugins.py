@@ -294,3 +294,18 @@ def test_two_plugins_cannot_define_one_operator_differently(world: World) -> Non
         "refused",
         "operator 'acme_conv' exists already; give it another name",
     )
+
+
+def test_a_vendors_operator_falls_back_to_its_reference(world: World) -> None:
+    world.install("acme_x1", ACME)
+    session = world.session("acme_x1")
+    decision = session.decide(session.operators["acme_conv"].problem(64))
+    assert decision.chosen is not None and decision.chosen.id == "cpu:torch"
+    assert decision.degraded
+
+
+def test_nobody_else_takes_the_name_of_the_default(world: World) -> None:
+    world.install("cpu", GOOD, dist="impostor")
+    loaded = world.load("cuda_sm90")
+    states = {e.found.distribution: e.state.value for e in loaded.report if e.found.name == "cpu"}
+    assert states == {"archkey": "loaded", "impostor": "refused"}
