@@ -8,13 +8,14 @@ BIN   := .venv/bin
 READY := .venv/.ready
 NEEDS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test slow gpu lint format clean
+.PHONY: help demo test slow gpu newest lint format clean
 
 help:
 	@echo "make demo     run every operator on this machine against the reference"
 	@echo "make test     all tests but the slow ones; PYTEST='-k rmsnorm' passes options"
 	@echo "make slow     the slow ones"
 	@echo "make gpu      the tests that need a GPU, compiled instead of interpreted"
+	@echo "make newest   the kernels with the newest Triton, in a venv of its own"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   let ruff rewrite the files"
 	@echo "make clean    remove .venv and all caches"
@@ -31,6 +32,12 @@ slow: $(READY)
 gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
+# The constraints pin one Triton; users have others. torch's own requirement is overruled on purpose.
+newest: $(READY)
+	test -x .venv-newest/bin/python || cp -a .venv .venv-newest
+	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade triton
+	.venv-newest/bin/python -m pytest $(PYTEST) tests/plugins tests/core/test_rmsnorm_body.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -41,7 +48,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): $(NEEDS)
