@@ -16,25 +16,6 @@ import triton.language as tl
 
 __all__ = ["rmsnorm_body", "rmsnorm_programs"]
 
-# Neither alignment nor equality to 1 of these may select another binary: the Problem does.
-_RUNTIME = [
-    "rows",
-    "x_stride",
-    "x_head_stride",
-    "residual_stride",
-    "residual_head_stride",
-    "out_stride",
-    "out_head_stride",
-    "residual_out_stride",
-    "residual_out_head_stride",
-    "k_rows",
-    "k_stride",
-    "k_head_stride",
-    "k_out_stride",
-    "k_out_head_stride",
-]
-
-
 def rmsnorm_programs(rows: int, tile_rows: int, k_rows: int = 0, k_tile_rows: int = 1) -> int:
     """Size of the one-dimensional grid."""
     return -(-rows // tile_rows) + -(-k_rows // k_tile_rows)
@@ -128,7 +109,7 @@ def _norm_tile(
             _store(value, rstd, w, weight_bias, x, out, residual_out, at, mask, CAST)
 
 
-@triton.jit(do_not_specialize=_RUNTIME)
+@triton.jit
 def rmsnorm_body(
     x,  # [T, N] or [T, HEADS, N], last stride 1
     residual,  # like x, or None
