@@ -130,16 +130,24 @@ class Session:
         """The decision as text, with the reason for every kernel that was not chosen."""
         return rendering.explain(self.decide(problem, kernel=kernel))
 
-    def fingerprint(self) -> str:
-        """Digest of target, plugins, versions and the decisions made so far.
+    def identity(self) -> dict[str, str]:
+        """Target, plugins, versions and the decisions made so far, by name."""
+        chosen = {}
+        for (problem, wanted), plan in self._plans.copy().items():  # other threads may be binding
+            usual = wanted == self._override.get(problem.operator)
+            entry = repr(problem) if usual else f"{problem} within an override"
+            chosen[entry] = plan.decision.to_json()["chosen"]
+        return {
+            "target": self.device.target.key,
+            **{f"plugin {p.name}": f"{p.distribution} {p.version}" for p in self.plugins},
+            "order of plugins": ", ".join(p.name for p in self.plugins),
+            **{f"version of {name}": version for name, version in self._versions.items()},
+            **chosen,
+        }
 
-        Two ranks with the same fingerprint run the same kernels.
-        """
-        bound = self._plans.copy()  # in one step: other threads may be binding
-        decisions = {repr(p): plan.decision.to_json()["chosen"] for p, plan in bound.items()}
-        plugins = [(p.name, p.distribution, p.version) for p in self.plugins]
-        facts = [self.device.target.key, plugins, sorted(self._versions.items())]
-        text = json.dumps([facts, sorted(decisions.items())])
+    def fingerprint(self) -> str:
+        """Digest of `identity()`: two ranks with the same fingerprint run the same kernels."""
+        text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     # ---- binding: the kernel's code is imported and compiled
