@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,31 @@ def workloads(t: int) -> Iterator[tuple[str, int, Callable[[], object], Callable
     )
 
 
+def host_costs(session: archkey.Session) -> dict[str, float]:
+    """Host time of a call [us], launch included; the device is faster and not waited for."""
+    x = torch.randn(1, 7168, device="cuda", dtype=torch.bfloat16)
+    w, y = torch.ones_like(x[0]), torch.empty_like(x)
+    problem = OPERATORS["rmsnorm"].examples["DeepSeek-V3 hidden"]._replace(pdl=session.pdl)
+    run = session.plan(problem).run
+    calls: dict[str, Callable[[], object]] = {
+        "plan.run": lambda: run(x, w, 1e-6, 0.0, False, y),
+        "archkey.rmsnorm(out=)": lambda: archkey.rmsnorm(x, w, 1e-6, out=y),
+        "archkey.rmsnorm": lambda: archkey.rmsnorm(x, w, 1e-6),
+        "torch F.rms_norm": lambda: torch.nn.functional.rms_norm(x, (7168,), w, 1e-6),
+    }
+    costs = {}
+    for name, call in calls.items():
+        best = float("inf")
+        for _ in range(5):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(500):
+                call()
+            best = min(best, time.perf_counter() - start)
+        costs[name] = best / 500 * 1e6
+    return costs
+
+
 def sweep(clock: Clock, session: archkey.Session) -> Iterator[dict[str, Any]]:
     """Every tile and warp count, for the tables of the plugin."""
     tiles, warps = (512, 1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8, 16)
@@ -306,6 +332,7 @@ def main() -> None:
         else:
             report["checks"] = correctness(options.seed).rows
             report["times"] = list(times(clock, report["copy_tb_s"]))
+            report["host_us"] = host_costs(session)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
     if options.sweep:
@@ -317,6 +344,8 @@ def main() -> None:
             f"{row['what']:28s} T={row['T']:6d} {row['us']:8.1f} us  {row['share']:5.0%} of copy  "
             f"torch.compile {row['torch.compile us']:8.1f} us"
         )
+    costs = ", ".join(f"{name} {us:.1f}" for name, us in report["host_us"].items())
+    print(f"host us a call, launch included: {costs}")
     worst = max(row["max_ulp"] for row in report["checks"] if "float32" not in row["what"])
     print(
         f"{session.device.name}, copy {report['copy_tb_s']:.2f} TB/s, seed {options.seed}: "

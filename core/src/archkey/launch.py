@@ -102,7 +102,8 @@ class Build:
             return _interpreted(program)
         compiled = compile_for(program, self.device)
         self.compiled.append(compiled)
-        return _launcher(compiled, self.device)
+        pretended = self.device.source == "pretend"  # its driver is not here either
+        return _refuse_pretended(self.device) if pretended else _launcher(compiled, self.device)
 
 
 @dataclass(frozen=True)
@@ -184,17 +185,18 @@ def _refuse_pretended(device: Device) -> Run:
 
 def _launcher(compiled: Compiled, device: Device) -> Launch:
     import torch
+    from triton.runtime import driver
 
-    index = device.index
+    index, stream_of = device.index, driver.active.get_current_stream
     # Triton wants the constants too, in the body's order; they come after the run-time ones.
     constants = tuple(compiled.program.constants.values())
     kernel = compiled.kernel
 
     def launch(grid: Grid, *arguments: Any) -> None:
         if torch.cuda.current_device() == index:
-            kernel[grid](*arguments, *constants)
+            kernel[grid](*arguments, *constants, stream=stream_of(index))
         else:
             with torch.cuda.device(index):
-                kernel[grid](*arguments, *constants)
+                kernel[grid](*arguments, *constants, stream=stream_of(index))
 
     return launch
