@@ -10,7 +10,7 @@ from archkey import Capability
 
 # Sources: AMD's instruction set references and HIP documentation, and OCP's specifications.
 _ISA = "AMD Instinct CDNA4 ISA reference"
-_LAUNCH = "HIP runtime API, launch attributes"
+_LAUNCH = "HIP runtime API of ROCm 7.2, launch attributes"
 _LOADS = f"{_ISA}, memory instructions"
 _LDS = f"{_ISA}, local data share"
 _MFMA = f"{_ISA}, matrix arithmetic instructions"
@@ -20,7 +20,7 @@ _GRAPHS = "HIP documentation, HIP graphs"
 _WAVES = f"{_ISA}, wavefronts"
 
 FACTS = (
-    Capability("pdl", False, _LAUNCH, "HIP has no such launch; enable_pdl is accepted and ignored"),
+    Capability("pdl", False, _LAUNCH, "HIP launches none so; enable_pdl is accepted and ignored"),
     Capability("tma", False, _LOADS, "loads go to registers, or to LDS by 16 bytes a lane"),
     Capability("cluster", False, _LDS, "a workgroup cannot reach the LDS of another"),
     Capability("wgmma", False, _MFMA, "NVIDIA's instruction; here it is MFMA"),
