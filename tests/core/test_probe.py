@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The probe replays recorded machines: what the drivers answered, and the devices that follow.
 
-A file in `probes/` holds `environ`, the answers of NVML by function name, the files of sysfs, and
-the expected devices (facts that are None or "" are left out) and parts of the expected notes.
+A file in `probes/` holds `environ`, the answers of NVML by function name, the files of sysfs, the
+expected devices (facts that are None or "" are left out) and parts of the expected notes; with an
+AMD GPU perhaps the answers of amdsmi, by PCI address and function name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import pynvml
 import pytest
+from tests.core._amdsmi import FakeSmi
 
 from archkey.errors import TargetError
 from archkey.probe import Device, Probe, probe, vendors
@@ -86,7 +88,8 @@ def replay(name: str, tmp_path: Path, **changes: Any) -> tuple[Probe, dict[str, 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     api = RecordedNvml(record["nvml"])
-    result = probe(record["environ"], root=tmp_path, nvml_api=api)
+    smi = FakeSmi(record["amdsmi"]) if record.get("amdsmi") else None
+    result = probe(record["environ"], root=tmp_path, nvml_api=api, amdsmi_api=smi)
     assert not api.running, "NVML was left initialised"
     return result, record
 
@@ -137,6 +140,23 @@ def test_both_vendors_in_one_machine(tmp_path: Path) -> None:
     keys = [device.target.key for device in result.devices]
     assert keys == ["cuda_sm90", "rocm_gfx950", "cpu"]
     assert [device.index for device in result.devices] == [0, 0, 0]
+
+
+class TestOrdinal:
+    """GPU_DEVICE_ORDINAL hides devices from HIP too (ROCm, "GPU isolation techniques")."""
+
+    @pytest.mark.parametrize(("value", "count"), [("1", 1), ("0,2", 1), ("", 0)])
+    def test_a_note_says_so(self, value: str, count: int, tmp_path: Path) -> None:
+        environ = {"GPU_DEVICE_ORDINAL": value}
+        result, _ = replay("four_mi300x", tmp_path, environ=environ)
+        found = [note for note in result.notes if "GPU_DEVICE_ORDINAL" in note.text]
+        assert len(found) == count
+        assert all(note.source == "kfd" and repr(value) in note.text for note in found)
+        assert [device.index for device in result.devices[:-1]] == [0, 1, 2, 3]
+
+    def test_without_amd_gpus_nothing_is_said(self, tmp_path: Path) -> None:
+        result, _ = replay("no_gpu", tmp_path, environ={"GPU_DEVICE_ORDINAL": "1"})
+        assert not [note for note in result.notes if "GPU_DEVICE_ORDINAL" in note.text]
 
 
 class TestPretend:
@@ -224,5 +244,7 @@ def test_recording_this_machine_replays(tmp_path: Path) -> None:
     result, _ = replay("no_gpu", tmp_path, **record)
     assert record["source"]
     # Vendors' probes are not recorded.
-    expected = [d for d in record["expected"]["devices"] if d["source"] in {"nvml", "kfd"}]
+    expected = [
+        d for d in record["expected"]["devices"] if d["source"] in {"nvml", "kfd", "kfd+amdsmi"}
+    ]
     assert [facts(device) for device in result.devices[:-1]] == expected

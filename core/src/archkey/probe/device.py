@@ -22,7 +22,10 @@ class Device:
     """Position among the visible devices of the platform, as the vendor's runtime counts."""
     name: str
     source: str
-    """Who said so: "nvml", "kfd", "cpu", "pretend", or the name of a vendor's entry point."""
+    """Who said so: "nvml", "kfd", "cpu", "pretend", or the name of a vendor's entry point.
+
+    "kfd+amdsmi" where amdsmi added a fact that sysfs does not state.
+    """
     compute_units: int | None = None
     """Streaming multiprocessors (NVIDIA), compute units (AMD), usable logical cores (cpu)."""
     shared_memory_bytes: int | None = None

@@ -12,12 +12,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from archkey.probe.device import Device
 from archkey.probe.visible import choose
 from archkey.target import Target
 
-__all__ = ["FILES", "find"]
+__all__ = ["FILES", "UNNAMED", "Gpu", "find", "visible"]
 
 _NODES = "sys/class/kfd/kfd/topology/nodes"
 FILES = (
@@ -49,12 +50,24 @@ _PRODUCTS = {
 """Product by PCI device id, as rocminfo prints it (libdrm, data/amdgpu.ids)."""
 
 
-def find(environ: Mapping[str, str], root: Path) -> tuple[list[Device], list[str]]:
-    """The visible GPUs in the order of the topology, and remarks. `root` is the file system's."""
+UNNAMED = "AMD GPU 0x"
+"""How the name of a product begins that sysfs does not state; its PCI device id follows."""
+
+
+class Gpu(NamedTuple):
+    """A GPU of the topology."""
+
+    device: Device
+    address: str
+    """Its PCI address, "0000:c1:00.0"; the partitions of a card may share one."""
+
+
+def find(root: Path) -> tuple[list[Gpu], list[str]]:
+    """The GPUs in the order of the topology, and remarks. `root` is the file system's."""
     nodes = root / _NODES
     if not nodes.is_dir():
         return [], ["no /sys/class/kfd: the amdgpu driver is not loaded"]
-    gpus: list[Device] = []
+    gpus: list[Gpu] = []
     notes: list[str] = []
     for node in _numbered(nodes):
         try:
@@ -68,29 +81,34 @@ def find(environ: Mapping[str, str], root: Path) -> tuple[list[Device], list[str
         return [], [*notes, "the topology lists no readable GPU"]
     if not (root / "dev/kfd").exists():
         return [], [*notes, f"{len(gpus)} GPUs, but no /dev/kfd: give it to the container"]
-    return _visible(environ, gpus, notes)
+    return gpus, notes
 
 
-def _visible(
-    environ: Mapping[str, str], gpus: list[Device], notes: list[str]
-) -> tuple[list[Device], list[str]]:
-    """ROCr applies its variable first; HIP counts in what is left.
+def visible(environ: Mapping[str, str], gpus: list[Gpu]) -> tuple[list[Gpu], list[str]]:
+    """The GPUs that `environ` leaves to a process, numbered anew, and remarks.
 
-    HIP reads an empty variable as unset, then CUDA_VISIBLE_DEVICES in its place (clr, rocdevice).
+    ROCr applies its variable first; HIP counts in what is left. HIP reads an empty variable as
+    unset, then CUDA_VISIBLE_DEVICES in its place (clr, rocdevice).
     """
+    notes: list[str] = []
     hip = "HIP_VISIBLE_DEVICES" if environ.get("HIP_VISIBLE_DEVICES") else "CUDA_VISIBLE_DEVICES"
     settings = {
         "ROCR_VISIBLE_DEVICES": environ.get("ROCR_VISIBLE_DEVICES"),
         hip: environ.get(hip) or None,
     }
     for variable, value in settings.items():
-        chosen, remark = choose(variable, value, [gpu.uuid or "" for gpu in gpus])
+        chosen, remark = choose(variable, value, [gpu.device.uuid or "" for gpu in gpus])
         notes = [*notes, remark] if remark else notes
         gpus = [gpus[position] for position in chosen]
-    return [replace(gpu, index=index) for index, gpu in enumerate(gpus)], notes
+    ordinal = environ.get("GPU_DEVICE_ORDINAL")
+    if ordinal:
+        advice = "set HIP_VISIBLE_DEVICES or ROCR_VISIBLE_DEVICES instead"
+        notes.append(f"GPU_DEVICE_ORDINAL={ordinal!r} is not honoured here: {advice}")
+    numbered = enumerate(gpus)
+    return [Gpu(replace(gpu.device, index=i), gpu.address) for i, gpu in numbered], notes
 
 
-def _read(root: Path, node: Path, index: int) -> Device | None:
+def _read(root: Path, node: Path, index: int) -> Gpu | None:
     """The GPU at a topology node; None if the node is a CPU."""
     facts = _properties(node / "properties")
     version = facts.get("gfx_target_version", 0)
@@ -98,15 +116,16 @@ def _read(root: Path, node: Path, index: int) -> Device | None:
         return None
     # Decimal pairs: 90402 is 9.4.2. In the name, minor and stepping are hexadecimal: 90010, gfx90a.
     major, minor, step = version // 10000, version // 100 % 100, version % 100
-    card = root / "sys/bus/pci/devices" / _pci_address(facts)
+    address = _pci_address(facts)
+    card = root / "sys/bus/pci/devices" / address
     product = _PRODUCTS.get(facts["device_id"]) or _text(card / "product_name")
     units, simds = facts.get("simd_per_cu"), facts.get("simd_count")
     lds, unique = facts.get("lds_size_in_kb"), facts.get("unique_id")
     modes = [_text(card / f"current_{kind}_partition") for kind in ("compute", "memory")]
-    return Device(
+    device = Device(
         target=Target("rocm", f"gfx{major}{minor:x}{step:x}"),
         index=index,
-        name=product or f"AMD GPU {facts['device_id']:#06x}",
+        name=product or f"{UNNAMED}{facts['device_id']:04x}",
         source="kfd",
         compute_units=simds // units if simds and units else None,
         shared_memory_bytes=lds * 1024 if lds else None,
@@ -116,6 +135,7 @@ def _read(root: Path, node: Path, index: int) -> Device | None:
         uuid=f"GPU-{unique:016x}" if unique else None,
         driver=_text(root / "sys/module/amdgpu/version"),
     )
+    return Gpu(device, address)
 
 
 def _pci_address(facts: Mapping[str, int]) -> str:
