@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from archkey.formats.sparse_kv import empty_cache, packed, store
@@ -23,6 +24,7 @@ class Recorder:
 
     def __init__(self, fp8: str = "any", pdl: bool = False, validate: bool = False) -> None:
         self.fp8, self.pdl, self.validate = fp8, pdl, validate
+        self.problems: dict[Any, Any] = {}
         self.problem: Any = None
         self.launches = 0
 
@@ -65,6 +67,22 @@ def brute_row(
 def call(function: Any, inputs: dict[str, Any], session: Any = None) -> Any:
     """The public `function` on `session`, or on a new Recorder."""
     return function.__wrapped__(session or Recorder(), **inputs)
+
+
+def check_refused(
+    function: Any,
+    valid: dict[str, Any],
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    """`valid | changes` is refused, and refused again after calls that were accepted."""
+    session = Recorder()
+    for accepted in (0, 1, 2):
+        with pytest.raises(error, match=message):
+            call(function, valid | changes, session)
+        assert session.launches == accepted
+        call(function, valid, session)
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

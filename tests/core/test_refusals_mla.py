@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from tests.core._mla import Recorder, call, decode_inputs, ints, merge_inputs, prefill_inputs, randn
+from tests.core._mla import (
+    Recorder,
+    call,
+    check_refused,
+    decode_inputs,
+    ints,
+    merge_inputs,
+    prefill_inputs,
+    randn,
+)
 
 from archkey.errors import ArgumentTypeError, ArgumentValueError, Unsupported
 from archkey.ops.mla import merge_attn_states, mla_decode, mla_prefill
@@ -40,7 +49,12 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lengths_int64": ({"cache_seqlens": torch.ones(2).long()}, ArgumentTypeError, "int32"),
     "lengths_batch": ({"cache_seqlens": ints(1)}, ArgumentValueError, r"\[2\], found \[1\]"),
     "cu_with_4d": ({"cu_seqlens_q": ints(0, 1, 2)}, ArgumentValueError, "with cu_seqlens_q"),
-    "max_q": ({"max_seqlen_q": 0}, ArgumentValueError, "at least q_len, 1"),
+    "max_q": ({"max_seqlen_q": 0}, ArgumentValueError, "max_seqlen_q must be at least 1, found 0"),
+    "max_q_ragged": (
+        {"q": randn(2, 16, 576), "cu_seqlens_q": ints(0, 1, 2), "max_seqlen_q": -1},
+        ArgumentValueError,
+        "max_seqlen_q must be at least 0, found -1",
+    ),
     "v_wide": ({"head_dim_v": 577}, ArgumentValueError, "between 1 and .* 576"),
     "window": (
         {"q": randn(2, 2, 16, 576), "window_left": 3},
@@ -57,6 +71,12 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "out_dtype": ({"out": torch.empty(2, 1, 16, 512)}, ArgumentTypeError, "out must be bfloat16"),
     "out_stride": ({"out": randn(2, 1, 512, 16).mT}, ArgumentValueError, "out must be contig"),
+    "out_overlap": (
+        {"out": randn(1, 1, 16, 512).expand(2, 1, 16, 512)},
+        ArgumentValueError,
+        "out must be free of elements that overlap",
+    ),
+    "lse_overlap": ({"lse": torch.empty(16).expand(2, 16)}, ArgumentValueError, "lse .* overlap"),
     "lse_shape": ({"lse": torch.empty(16, 2)}, ArgumentValueError, "token-major"),
     "lse_dtype": ({"lse": randn(2, 16)}, ArgumentTypeError, "lse must be float32"),
     "gradient": (
@@ -69,11 +89,7 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", list(DECODE_REFUSALS))
 def test_decode_refuses(name: str) -> None:
-    changes, error, message = DECODE_REFUSALS[name]
-    session = Recorder()
-    with pytest.raises(error, match=message):
-        call(mla_decode, decode_inputs(**changes), session)
-    assert session.launches == 0
+    check_refused(mla_decode, decode_inputs(), *DECODE_REFUSALS[name])
 
 
 PREFILL_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -99,9 +115,7 @@ PREFILL_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 @pytest.mark.parametrize("name", list(PREFILL_REFUSALS))
 def test_prefill_refuses(name: str) -> None:
-    changes, error, message = PREFILL_REFUSALS[name]
-    with pytest.raises(error, match=message):
-        call(mla_prefill, prefill_inputs(**changes))
+    check_refused(mla_prefill, prefill_inputs(), *PREFILL_REFUSALS[name])
 
 
 MERGE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
@@ -110,15 +124,14 @@ MERGE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "b_dtype": ({"out_b": randn(3, 4, 128).half()}, ArgumentTypeError, "out_b must be bfloat16"),
     "lse_shape": ({"lse_a": torch.ones(4, 3)}, ArgumentValueError, "lse_a .* token-major"),
     "lse_dtype": ({"lse_b": randn(3, 4)}, ArgumentTypeError, "lse_b must be float32"),
+    "out_overlap": ({"out": randn(3, 1, 128).expand(3, 4, 128)}, ArgumentValueError, "overlap"),
     "out_shape": ({"out": randn(3, 4, 64)}, ArgumentValueError, "out must be of shape"),
 }
 
 
 @pytest.mark.parametrize("name", list(MERGE_REFUSALS))
 def test_merge_refuses(name: str) -> None:
-    changes, error, message = MERGE_REFUSALS[name]
-    with pytest.raises(error, match=message):
-        call(merge_attn_states, merge_inputs(**changes))
+    check_refused(merge_attn_states, merge_inputs(), *MERGE_REFUSALS[name])
 
 
 @pytest.mark.parametrize(("flavour", "other"), [("e4m3fn", "e4m3fnuz"), ("e4m3fnuz", "e4m3fn")])

@@ -10,6 +10,7 @@ import torch
 from tests.core._mla import (
     Recorder,
     call,
+    check_refused,
     ints,
     packed_pool,
     randn,
@@ -58,15 +59,19 @@ PREFILL_REFUSALS: Refusals = {
     "sink_dtype": ({"attn_sink": randn(16)}, ArgumentTypeError, "attn_sink must be float32"),
     "sink_shape": ({"attn_sink": torch.zeros(8)}, ArgumentValueError, r"\[16\], found \[8\]"),
     "max_logits": ({"max_logits": torch.empty(16, 3)}, ArgumentValueError, "max_logits"),
+    "one_stat_for_both": (
+        dict.fromkeys(("lse", "max_logits"), torch.empty(3, 16)),
+        ArgumentValueError,
+        "max_logits must be another tensor than lse",
+    ),
+    "out_overlap": ({"out": randn(1, 16, 512).expand(3, 16, 512)}, ArgumentValueError, "overlap"),
     "v_wide": ({"head_dim_v": 600}, ArgumentValueError, "between 1 and"),
 }
 
 
 @pytest.mark.parametrize("name", list(PREFILL_REFUSALS))
 def test_prefill_refuses(name: str) -> None:
-    changes, error, message = PREFILL_REFUSALS[name]
-    with pytest.raises(error, match=message):
-        call(sparse_mla_prefill, sparse_prefill_inputs(**changes))
+    check_refused(sparse_mla_prefill, sparse_prefill_inputs(), *PREFILL_REFUSALS[name])
 
 
 DECODE_REFUSALS: Refusals = {
@@ -119,9 +124,7 @@ DECODE_REFUSALS: Refusals = {
 
 @pytest.mark.parametrize("name", list(DECODE_REFUSALS))
 def test_decode_refuses(name: str) -> None:
-    changes, error, message = DECODE_REFUSALS[name]
-    with pytest.raises(error, match=message):
-        call(sparse_mla_decode, sparse_decode_inputs(**changes))
+    check_refused(sparse_mla_decode, sparse_decode_inputs(), *DECODE_REFUSALS[name])
 
 
 @pytest.mark.parametrize("stride", [2336, 2888], ids=["unpadded", "oddly_padded"])
@@ -183,10 +186,8 @@ QUANTIZE_REFUSALS: Refusals = {
 
 @pytest.mark.parametrize("name", list(QUANTIZE_REFUSALS))
 def test_quantize_refuses(name: str) -> None:
-    changes, error, message = QUANTIZE_REFUSALS[name]
     inputs = {"k_nope": randn(3, 512), "k_rope": randn(3, 64)}
-    with pytest.raises(error, match=message):
-        call(quantize_sparse_kv, inputs | changes)
+    check_refused(quantize_sparse_kv, inputs, *QUANTIZE_REFUSALS[name])
 
 
 def test_dequantize_and_indices_refuse() -> None:

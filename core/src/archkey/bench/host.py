@@ -125,6 +125,8 @@ def _calls(repeats: int) -> Iterator[Row]:
                     q, q_weight, 1e-6, k, weight, 1e-6, q_out=q_out, k_out=out
                 ),
             ),
+            *_attention_calls(),
+            *_paged_and_kda_calls(),
         ):
             with torch.inference_mode():  # as engines call it
                 yield Row(f"{what}, beyond the launch", best(call) - direct, "us", 5.0)
@@ -133,6 +135,56 @@ def _calls(repeats: int) -> Iterator[Row]:
         if before is not None:
             SESSIONS[x.device] = before
     yield Row("for scale: torch.empty_like", best(lambda: torch.empty_like(x)), "us")
+
+
+def _attention_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Decode calls as engines make them: with a buffer for the output."""
+    import torch
+
+    from archkey.ops.mla import mla_decode
+    from archkey.ops.sparse_mla import sparse_mla_decode
+
+    q, out = torch.zeros(2, 1, 16, 576).bfloat16(), torch.zeros(2, 1, 16, 512).bfloat16()
+    cache, packed = torch.zeros(4, 64, 576).bfloat16(), torch.zeros(4, 64, 656).byte()
+    table, lengths, indices = (torch.zeros(*n).int() for n in ((2, 3), (2,), (2, 1, 64)))
+    yield (
+        "mla_decode(q, ..., out=...)",
+        lambda: mla_decode(q, cache, table, lengths, softmax_scale=0.1, out=out),
+    )
+    yield (
+        "sparse_mla_decode(q, ..., out=...)",
+        lambda: sparse_mla_decode(
+            q, packed, indices, softmax_scale=0.1, kv_format="fp8_v32", out=out
+        ),
+    )
+
+
+def _paged_and_kda_calls() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Decode calls of eight and nine tensors, whose metadata alone takes 3 us to read."""
+    import torch
+
+    from archkey.ops.attention import unified_attention
+    from archkey.ops.kda import kda_packed_decode
+
+    q, out = (torch.zeros(2, 8, 256).bfloat16() for _ in range(2))
+    cache, pool = torch.zeros(4, 16, 1, 256).bfloat16(), torch.zeros(3, 8, 128, 128)
+    starts, lengths, slots = (torch.zeros(n).int() for n in (3, 2, 2))
+    table, none = torch.zeros(2, 3).int(), (-1, -1)
+    yield (
+        "unified_attention(q, ...)",
+        lambda: unified_attention(
+            q, cache, cache, out, starts, 1, lengths, 48, 0.1, True, none, table
+        ),
+    )
+    mixed, a, b = (torch.zeros(2, n * 8).bfloat16() for n in (384, 128, 1))
+    o, rate, bias = torch.zeros(2, 1, 8, 128).bfloat16(), torch.zeros(8), torch.zeros(1024)
+    yield (
+        "kda_packed_decode(mixed_qkv, ...)",
+        lambda: kda_packed_decode(
+            mixed, a, b, A_log=rate, dt_bias=bias, scale=0.1, initial_state=pool,
+            ssm_state_indices=slots, out=o,
+        ),
+    )  # fmt: skip
 
 
 def _session_of_nothing() -> Session:

@@ -16,6 +16,7 @@ import triton.language as tl
 
 __all__ = ["rmsnorm_body", "rmsnorm_programs"]
 
+
 def rmsnorm_programs(rows: int, tile_rows: int, k_rows: int = 0, k_tile_rows: int = 1) -> int:
     """Size of the one-dimensional grid."""
     return -(-rows // tile_rows) + -(-k_rows // k_tile_rows)

@@ -38,6 +38,9 @@ _EXTRAS = MappingProxyType(
         "mm_prefix_range": "bidirectional ranges inside a causal mask",
         "use_alibi_sqrt": "square-root ALiBi",
         "kv_quant_mode": "an INT8, INT4 or NVFP4 cache; FP8 needs no mode, only descales",
+        "q_scales": "an NVFP4 query",
+        "raw_k": "this step's keys beside a cache of another format",
+        "raw_v": "this step's values beside a cache of another format",
         "k_scale_cache": "scales per token and head of an INT8 or FP8 cache",
         "v_scale_cache": "scales per token and head of an INT8 or FP8 cache",
         "shuffled_kv_cache": "the [blocks, Hk, D/x, page, x] cache layout",
@@ -45,6 +48,8 @@ _EXTRAS = MappingProxyType(
         "topk": "a draft tree wider than one; write its mask into qq_bias",
     }
 )
+# FP8 with one scale a tensor is what descales say, and a tree of width one is a chain.
+_HARMLESS = MappingProxyType({"kv_quant_mode": 1, "topk": 1})
 
 
 def refuse_extras(extras: dict[str, Any]) -> None:
@@ -52,7 +57,7 @@ def refuse_extras(extras: dict[str, Any]) -> None:
     for name, value in extras.items():
         if name not in _EXTRAS:
             bad_type(OP, "the call", "made with known keywords only", name)
-        if isinstance(value, torch.Tensor) or (value and not (name == "topk" and value == 1)):
+        if isinstance(value, torch.Tensor) or (value and value != _HARMLESS.get(name)):
             unsupported(OP, name, "off", value, f"Not implemented: {_EXTRAS[name]}.")
 
 
@@ -82,8 +87,8 @@ def operands(
         hint = "The latent cache of MLA is mla_decode's."
         bad_value(OP, "the head dim", f"1 to {MAX_HEAD_DIM}", width, hint)
     page_size, kv_heads = shape[1], shape[2]
-    if page_size < 1 or page_size & (page_size - 1):
-        bad_value(OP, "k's page size", "a power of two", page_size)
+    if page_size < 1:
+        bad_value(OP, "k's page size", "1 or more", page_size)
     if kv_heads < 1 or heads < 1 or heads % kv_heads:
         bad_value(OP, "q's heads", f"a multiple of k's {kv_heads}", heads)
     return k, v, dtype, kv_dtype
@@ -121,20 +126,8 @@ def lengths(
     return sequences
 
 
-def window(causal: bool, window_size: Any) -> int:
-    """Earlier keys that stay visible; -1: all of them."""
-    if not causal:
-        bad_value(OP, "causal", "True", causal, "Only causal attention reads this cache.")
-    try:
-        left, right = window_size
-    except (TypeError, ValueError):
-        bad_value(OP, "window_size", "a pair (left, 0), or (-1, -1)", window_size)
-    if right > 0:
-        bad_value(OP, "window_size[1]", "0 or -1", right, "A causal query sees no later key.")
-    return left if left >= 0 else -1
-
-
 def numbers(softmax_scale: Any, softcap: Any) -> None:
+    """The scale is positive and finite; so is the softcap, or 0."""
     for name, value in (("softmax_scale", softmax_scale), ("softcap", softcap)):
         if not isinstance(value, float | int):
             hint = "A tensor would have to be read on the host; take .item() once."
@@ -183,7 +176,11 @@ def factor(name: str, x: Any, q: torch.Tensor, per_head: tuple[int, int] | None)
 def segments(
     buffers: tuple[Any, Any, Any], number: int | None, rows: int | None, q: torch.Tensor, width: int
 ) -> int:
-    """Parts of the split that the caller's three buffers hold; 0 without them."""
+    """Parts of the split that the caller's three buffers hold; 0 without them.
+
+    0 too for more queries than they or `rows` allow: engines pass them to every call, and mean by
+    seq_threshold_3D the largest batch that is worth a split.
+    """
     if buffers == (None, None, None):
         return 0
     names = ("softmax_segm_output", "softmax_segm_max", "softmax_segm_expsum")
@@ -195,10 +192,49 @@ def segments(
     parts = int(found[2]) if number is None else number
     for name, buffer in zip(names[1:], buffers[1:], strict=True):
         check_shape(OP, name, buffer, (found[0], q.shape[1], parts))
-    if found[0] < (rows or 0) or found[1:3] != (q.shape[1], parts) or found[3] < width:
-        need = f"at least [{rows or 'S'}, {q.shape[1]}, {parts}, {width}]"
+    most = found[0] if rows is None else rows
+    if found[0] < most or found[1:3] != (q.shape[1], parts) or found[3] < width:
+        need = f"at least [{most}, {q.shape[1]}, {parts}, {width}]"
         bad_value(OP, names[0], f"of shape {need}", shape_text(output))
-    return parts
+    return parts if q.shape[0] <= most else 0
+
+
+def lse_of(lse: Any, tokens: int, heads: int, q: torch.Tensor) -> bool:
+    """Whether lse is wanted; its strides are free, so `[H, T].T` will do."""
+    if lse is None:
+        return False
+    check_tensor(OP, "lse", lse)
+    check_dtype(OP, "lse", lse, ("float32",))
+    check_shape(OP, "lse", lse, (tokens, heads))
+    check_same_device(OP, q, lse=lse)
+    return True
+
+
+# ---- of every call: what changes from call to call while the tensors stay as they are
+
+
+def window(causal: bool, window_size: Any) -> int:
+    """Earlier keys that stay visible; -1: all of them."""
+    if not causal:
+        bad_value(OP, "causal", "True", causal, "Only causal attention reads this cache.")
+    try:
+        left, right = window_size
+    except (TypeError, ValueError):
+        bad_value(OP, "window_size", "a pair (left, 0), or (-1, -1)", window_size)
+    if right > 0:
+        bad_value(OP, "window_size[1]", "0 or -1", right, "A causal query sees no later key.")
+    return left if left >= 0 else -1
+
+
+def planned(problem: Any, plan: Any) -> Run:
+    """The kernel of a plan that was made for `problem`."""
+    if getattr(plan, "problem", None) != problem:
+        hint = f"Make one with session.plan({problem})."
+        bad_value(OP, "plan", "a plan for this call's problem", plan, hint)
+    return plan.run  # type: ignore[no-any-return]
+
+
+# ---- values: ARCHKEY_VALIDATE=1
 
 
 def validate(
@@ -211,7 +247,7 @@ def validate(
     block_table: torch.Tensor,
     window_left: int,
 ) -> None:
-    """Values, under ARCHKEY_VALIDATE=1: lengths within their bounds, used pages in the cache."""
+    """Lengths are within their bounds, and used pages in the cache."""
     bounds = cu_seqlens_q.tolist()
     q_lens = cu_seqlens_q.diff()
     if bounds[0] != 0 or bounds[-1] > q.shape[0] or (q_lens < 0).any():
@@ -228,24 +264,3 @@ def validate(
     if (pages < 0).any() or (pages >= k.shape[0]).any():
         expected = f"pages of the cache, 0 to {k.shape[0] - 1}, where keys are in use"
         bad_value(OP, "block_table", expected, f"{int(pages.min())} to {int(pages.max())}")
-
-
-def lse_of(lse: Any, tokens: int, heads: int, q: torch.Tensor) -> bool:
-    """Whether lse is wanted; its strides are free, so `[H, T].T` will do."""
-    if lse is None:
-        return False
-    check_tensor(OP, "lse", lse)
-    check_dtype(OP, "lse", lse, ("float32",))
-    check_shape(OP, "lse", lse, (tokens, heads))
-    check_same_device(OP, q, lse=lse)
-    return True
-
-
-def runner(session: Session, problem: Any, plan: Any) -> Run:
-    """The kernel bound to `problem`: from a plan made for it, or from the session."""
-    if plan is None:
-        return session.launcher(problem)
-    if getattr(plan, "problem", None) != problem:
-        hint = f"Make one with session.plan({problem})."
-        bad_value(OP, "plan", "a plan for this call's problem", plan, hint)
-    return plan.run  # type: ignore[no-any-return]

@@ -11,8 +11,8 @@ from archkey.ops._checks import (
     bad_type,
     bad_value,
     check_dtype,
-    check_no_grad,
     check_same_device,
+    check_shape,
     check_tensor,
     shape_text,
 )
@@ -48,7 +48,6 @@ def tokens_of(op: str, q: Any, k: Any, v: Any, g: Any, beta: Any) -> tuple[Any, 
         bad_value(op, "head dims", expected, (k_dim, v_dim))
     g_dtype = check_operand(op, "g", g, FLOATS, (batch, length, value_heads, k_dim), q)
     beta_dtype = check_operand(op, "beta", beta, FLOATS, (batch, length, value_heads), q)
-    check_no_grad(op, q, k, v, g, beta)
     return dtype, g_dtype, beta_dtype, heads, value_heads, k_dim, v_dim
 
 
@@ -70,6 +69,8 @@ def gate_of(
             bad_type(op, "lower_bound", "None or a number", type(lower_bound).__name__)
         if not lower_bound < 0:
             bad_value(op, "lower_bound", "below 0", lower_bound, "It is a log decay, in nats.")
+    if safe_gate and lower_bound is None and not in_kernel:
+        lower_bound = SAFE_BOUND
     if safe_gate and (lower_bound is None or lower_bound < SAFE_BOUND):
         bad_value(op, "lower_bound", f"in [{SAFE_BOUND}, 0) with safe_gate", lower_bound)
     if not in_kernel:
@@ -118,9 +119,13 @@ def scale_of(op: str, scale: Any, k_dim: int) -> float:
     return float(scale)
 
 
-def sequences_of(op: str, q: torch.Tensor, cu_seqlens: Any) -> tuple[int, str]:
+def sequences_of(
+    op: str, q: torch.Tensor, cu_seqlens: Any, cu_seqlens_cpu: Any = None
+) -> tuple[int, str]:
     """(number of sequences, dtype of cu_seqlens or "none")."""
     if cu_seqlens is None:
+        if cu_seqlens_cpu is not None:
+            bad_value(op, "cu_seqlens_cpu", "None without cu_seqlens", shape_text(cu_seqlens_cpu))
         return q.shape[0], "none"
     dtype = check_operand(op, "cu_seqlens", cu_seqlens, INTEGERS, 1, q)
     if q.shape[0] != 1:
@@ -128,30 +133,36 @@ def sequences_of(op: str, q: torch.Tensor, cu_seqlens: Any) -> tuple[int, str]:
         bad_value(op, "q", "of batch 1 with cu_seqlens", shape_text(q), hint)
     if cu_seqlens.shape[0] < 1:
         bad_value(op, "cu_seqlens", "of shape [N + 1]", shape_text(cu_seqlens))
+    if cu_seqlens_cpu is not None:
+        check_tensor(op, "cu_seqlens_cpu", cu_seqlens_cpu)
+        check_dtype(op, "cu_seqlens_cpu", cu_seqlens_cpu, INTEGERS)
+        check_shape(op, "cu_seqlens_cpu", cu_seqlens_cpu, cu_seqlens.shape)
+        if cu_seqlens_cpu.device.type != "cpu":
+            bad_value(op, "cu_seqlens_cpu", "on the host", f"a tensor on {cu_seqlens_cpu.device}")
     return cu_seqlens.shape[0] - 1, dtype
 
 
 def slots_of(
     op: str, name: str, indices: Any, state: Any, like: torch.Tensor, sequences: int, many: bool
-) -> tuple[torch.Tensor | None, str]:
-    """Pool slots as `[N, columns]`, whose row stride is free, and their dtype or "none".
+) -> str:
+    """dtype of pool slots `[N]` or `[N, columns]`, whose row stride is free, or "none".
 
     many  whether more than one column, a slot for each token, is allowed
     """
     if indices is None:
-        return None, "none"
+        return "none"
     check_tensor(op, name, indices)
     if state is None:
         hint = "Without a pool every sequence would share slot 0."
         bad_value(op, name, "None without initial_state", shape_text(indices), hint)
     if indices.dim() == 1:
-        return indices[:, None], check_operand(op, name, indices, INTEGERS, (sequences,), like)
+        return check_operand(op, name, indices, INTEGERS, (sequences,), like)
     dtype = check_operand(op, name, indices, INTEGERS, 2, like)
     rows, columns = indices.shape
     if rows != sequences or columns < 1 or (columns > 1 and not many):
         shapes = f"[{sequences}] or [{sequences}, {'1 + S' if many else 1}]"
         bad_value(op, name, f"of shape {shapes}", shape_text(indices))
-    return indices, dtype
+    return dtype
 
 
 def state_of(
@@ -193,6 +204,16 @@ def validate_slots(op: str, name: str, slots: torch.Tensor, pool: torch.Tensor) 
         bad_value(op, name, f"slots of the pool, below {pool.shape[0]}", int(used.max()))
     if len(used.unique()) < len(used):
         bad_value(op, name, "without duplicates", used.tolist(), "Two sequences would race.")
+
+
+def validate_accepted(op: str, accepted: torch.Tensor | None, slots: torch.Tensor | None) -> None:
+    """No sequence has accepted more tokens than it has slots; FlashInfer would clamp the number."""
+    if accepted is None or slots is None:
+        return
+    columns = 1 if slots.dim() == 1 else slots.shape[1]
+    if (accepted > columns).any():
+        expected = f"at most {columns}, the columns of ssm_state_indices"
+        bad_value(op, "num_accepted_tokens", expected, accepted.tolist())
 
 
 def validate_given_gate(op: str, g: torch.Tensor, lower_bound: float | None) -> None:

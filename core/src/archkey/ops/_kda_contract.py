@@ -114,6 +114,7 @@ class KdaPackedDecodeProblem(NamedTuple):
     operator: str = "kda_packed_decode"
 
 
+# state_indices come as given, `[N]` or `[N, columns]`: stride 0 steps from sequence to sequence.
 _TOKENS = ("q", "k", "v", "g", "beta", "A_log", "dt_bias", "initial_state", "state_indices")
 _FLAGS = (
     "scale",

@@ -8,6 +8,7 @@ device; it runs under ARCHKEY_VALIDATE=1.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import torch
 
     from archkey.kernel import Run
-    from archkey.session import Session
 else:
     from archkey._torch import torch
 
@@ -43,6 +43,8 @@ _NEVER_GUESSED = (
 
 def softmax_scale_of(op: str, softmax_scale: float | None, sm_scale: float | None) -> float:
     """The scale under either of its names; there is no default."""
+    if type(softmax_scale) is float and sm_scale is None and 0 < softmax_scale < math.inf:
+        return softmax_scale  # every call comes here; the rest explains and converts
     if sm_scale is not None:
         if softmax_scale is not None:
             bad_value(op, "sm_scale", "None when softmax_scale is given", sm_scale)
@@ -52,27 +54,30 @@ def softmax_scale_of(op: str, softmax_scale: float | None, sm_scale: float | Non
     if not isinstance(softmax_scale, (float, int)):
         hint = "A tensor would have to be read on the host; take .item() once, outside the loop."
         bad_type(op, "softmax_scale", "a number", type(softmax_scale).__name__, hint)
-    if not 0 < softmax_scale < float("inf"):
+    if not 0 < softmax_scale < math.inf:
         bad_value(op, "softmax_scale", "positive and finite", softmax_scale)
     return float(softmax_scale)
 
 
-def pages_of(op: str, name: str, cache: torch.Tensor) -> torch.Tensor:
-    """A paged cache as `[num_blocks, page_size, row]`; a 4-D one loses its single KV head."""
+def check_pages(op: str, name: str, cache: torch.Tensor) -> torch.Tensor:
+    """Check the form of a paged cache; returns it as `pages_of` does."""
     check_tensor(op, name, cache)
     shape = cache.shape
     if len(shape) == 4:
-        if shape[1] == 1:
-            cache = cache.squeeze(1)
-        elif shape[2] == 1:
-            cache = cache.squeeze(2)
-        else:
+        if 1 not in shape[1:3]:
             bad_value(op, name, "of one KV head (dim 1 or 2 of size 1)", shape_text(cache))
     elif len(shape) != 3:
         expected = "[num_blocks, page_size, row] or 4-D with a unit dim at 1 or 2"
         bad_value(op, name, f"of shape {expected}", shape_text(cache))
     check_last_contiguous(op, name, cache)
-    return cache
+    return pages_of(cache)
+
+
+def pages_of(cache: torch.Tensor) -> torch.Tensor:
+    """A paged cache as `[num_blocks, page_size, row]`; a 4-D one loses its single KV head."""
+    if cache.dim() == 3:
+        return cache
+    return cache.squeeze(1 if cache.shape[1] == 1 else 2)
 
 
 def check_int32(
@@ -90,6 +95,15 @@ def check_int32(
     check_shape(op, name, tensor, shape)
     check_last_contiguous(op, name, tensor)
     check_device(op, name, tensor, device)
+
+
+def check_cu_seqlens(
+    op: str, name: str, cu: torch.Tensor, shape: Sequence[int | None], device: torch.device
+) -> None:
+    """Bounds of ragged sequences: int32 `[B + 1]`."""
+    check_int32(op, name, cu, shape, device)
+    if cu.shape[0] == 0:
+        bad_value(op, name, "of shape [B + 1]", "[0]")
 
 
 def check_device(op: str, name: str, tensor: torch.Tensor, device: torch.device) -> None:
@@ -114,40 +128,36 @@ def descale_of(op: str, name: str, descale: Any, device: torch.device) -> str:
     return "tensor"
 
 
-def out_of(
+def out_dtype_of(
     op: str,
     out: torch.Tensor | None,
     shape: tuple[int, ...],
     dtype: str,
     device: torch.device,
-) -> tuple[torch.Tensor, str]:
-    """The output of `shape`, given or new, and its dtype; `dtype` is that of the queries."""
+) -> str:
+    """The dtype of the output: a given one of `shape`, or a new one for queries of `dtype`."""
     if out is None:
-        out_dtype = "bfloat16" if dtype in FP8 else dtype
-        return torch.empty(shape, dtype=getattr(torch, out_dtype), device=device), out_dtype
+        return "bfloat16" if dtype in FP8 else dtype
     check_tensor(op, "out", out)
     out_dtype = check_dtype(op, "out", out, OUT_DTYPES)
     if out.shape != shape:
         bad_value(op, "out", f"of shape {list(shape)}", shape_text(out))
     check_last_contiguous(op, "out", out)
     check_device(op, "out", out, device)
-    return out, out_dtype
+    check_no_overlap(op, "out", out)
+    return out_dtype
 
 
-def row_stat_of(
-    op: str,
-    name: str,
-    stat: torch.Tensor | None,
-    wanted: bool,
-    shape: tuple[int, int],
-    device: torch.device,
-) -> torch.Tensor | None:
-    """A float32 `[tokens, heads]` output such as lse: given, new, or None if it is not wanted."""
-    if stat is not None:
-        check_row_stat(op, name, stat, shape, device)
-    elif wanted:
-        stat = torch.empty(shape, dtype=torch.float32, device=device)
-    return stat
+def new_out(problem: Any, q: torch.Tensor) -> torch.Tensor:
+    """The output for the queries `[..., d]`: `[..., head_dim_v]`, contiguous."""
+    shape = (*q.shape[:-1], problem.head_dim_v)
+    return torch.empty(shape, dtype=getattr(torch, problem.out_dtype), device=q.device)
+
+
+def new_row_stat(q: torch.Tensor) -> torch.Tensor:
+    """A float32 `[tokens, heads]` output, such as lse, for the queries `[..., H, d]`."""
+    *lead, heads, _ = q.shape
+    return torch.empty((math.prod(lead), heads), dtype=torch.float32, device=q.device)
 
 
 def check_row_stat(
@@ -162,33 +172,53 @@ def check_row_stat(
     check_device(op, name, stat, device)
 
 
+def check_out_stat(
+    op: str, name: str, stat: torch.Tensor | None, shape: tuple[int, int], device: torch.device
+) -> None:
+    """The same as an output, if it is given."""
+    if stat is not None:
+        check_row_stat(op, name, stat, shape, device)
+        check_no_overlap(op, name, stat)
+
+
+def check_no_overlap(op: str, name: str, out: torch.Tensor) -> None:
+    """No element of an output lies where another one does, as in an expanded tensor."""
+    reach = 1
+    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                found = f"strides {out.stride()} for shape {list(out.shape)}"
+                bad_value(op, name, "free of elements that overlap", found)
+            reach = stride * size
+
+
 def check_head_dim_v(op: str, head_dim_v: int, head_dim: int) -> None:
     """V is the head of K's row, so it cannot be wider."""
     if not 0 < head_dim_v <= head_dim:
         bad_value(op, "head_dim_v", f"between 1 and the row's width {head_dim}", head_dim_v)
 
 
-def is_aligned(*tensors: torch.Tensor) -> bool:
-    """Whether all pointers and strides are multiples of 16 bytes, the last stride aside."""
-    bits = 0
+def is_aligned(row_bytes: int, *tensors: torch.Tensor | None) -> bool:
+    """Whether all pointers and strides are multiples of 16 bytes, the last stride aside.
+
+    `row_bytes` is the width of the output's rows: a new output, None here, has it as a stride.
+    """
+    bits = row_bytes
     for tensor in tensors:
-        strides = tensor.stride()
-        steps = strides[0]
-        for step in strides[1:-1]:
-            steps |= step
-        bits |= tensor.data_ptr() | steps * tensor.itemsize
+        if tensor is not None:
+            steps = 0
+            for step in tensor.stride()[:-1]:
+                steps |= step
+            bits |= tensor.data_ptr() | steps * tensor.itemsize
     return bits & 15 == 0
 
 
-def runner(session: Session, op: str, problem: Any, plan: Any) -> Run:
-    """The kernel bound to `problem`: from a plan made for it, or from the session."""
-    if plan is None:
-        return session.launcher(problem)
-    if getattr(plan, "problem", None) != problem:
+def planned(op: str, plan: Any, problem: Any) -> Run:
+    """The kernel that a plan bound, which must be to `problem`."""
+    found = getattr(plan, "problem", plan)
+    if found != problem:
         hint = f"Make one with session.plan({problem})."
-        bad_value(
-            op, "plan", "a plan for this call's problem", getattr(plan, "problem", plan), hint
-        )
+        bad_value(op, "plan", "a plan for this call's problem", found, hint)
     return plan.run  # type: ignore[no-any-return]
 
 

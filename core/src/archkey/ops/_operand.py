@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One look at an operand, on the path of every call.
+"""One look at an operand.
 
 Each fact of a tensor is read once and a tensor in order costs comparisons only; one that is not
 in order goes to the checks that explain.
@@ -21,7 +21,9 @@ from archkey.ops._checks import (
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["aligned", "check_operand"]
+__all__ = ["aligned", "check_operand", "layouts"]
+
+_NUMBERS = (float, int, bool)
 
 _NAMES: dict[Any, str] = {}
 """torch dtype -> its name, of the dtypes met so far."""
@@ -62,6 +64,26 @@ def check_operand(
     check_same_device(op, like, **{name: x})
     _NAMES[x.dtype] = dtype
     return dtype
+
+
+def layouts(*operands: Any) -> tuple[Any, ...]:
+    """dtype, shape, strides and device of each tensor, and the type of anything else.
+
+    Goes into the key of a call beside `archkey.ops._memo.metadata`, for operands whose addresses
+    decide nothing and for those that may be numbers.
+    """
+    facts: list[Any] = []
+    for x in operands:
+        if x is None:
+            facts.append(None)
+        elif type(x) in _NUMBERS:  # asking it for a dtype would cost an exception
+            facts.append(type(x))
+        else:
+            try:
+                facts += (x.dtype, x.shape, x.stride(), x.device)
+            except AttributeError:
+                facts.append(type(x))
+    return tuple(facts)
 
 
 def aligned(*tensors: torch.Tensor) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of sparse MLA's queries, pools of keys and index lists."""
+"""Checks of sparse MLA's calls: from their metadata to their Problems."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from archkey.ops._checks import (
     unsupported,
 )
 from archkey.ops._sparse_kv import PACKED, PackedKV
+from archkey.ops._sparse_mla_contract import SparseMlaDecodeProblem, SparseMlaPrefillProblem
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,122 @@ else:
 _CONVERT = "The same bytes mean other numbers in it: quantise the values anew, do not rename."
 
 
-def queries(op: str, q: torch.Tensor, dims: int, form: str) -> str:
+def prefill_problem(
+    session: Session,
+    q: torch.Tensor,
+    kv: torch.Tensor,
+    indices: torch.Tensor,
+    head_dim_v: int,
+    topk_length: torch.Tensor | None,
+    attn_sink: torch.Tensor | None,
+    kv_format: str,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    max_logits: torch.Tensor | None,
+    return_lse: bool,
+) -> SparseMlaPrefillProblem:
+    """Check the metadata of `sparse_mla_prefill` and make its key."""
+    op = "sparse_mla_prefill"
+    dtype = _queries(op, q, 3, "[T, H, d]")
+    tokens, heads, head_dim = q.shape
+    pool = _pool_rows(session, op, "kv", _check_flat_pool(op, kv), kv_format, q)
+    checks.check_head_dim_v(op, head_dim_v, head_dim)
+    check_tensor(op, "indices", indices)
+    topk = index_lists(op, "indices", flat_lists(indices), (tokens, None), q.device)
+    _topk_length(op, "topk_length", topk_length, (tokens,), q.device)
+    _attn_sink(op, attn_sink, heads, q.device)
+    out_dtype = checks.out_dtype_of(op, out, (tokens, heads, head_dim_v), dtype, q.device)
+    for name, stat in (("lse", lse), ("max_logits", max_logits)):
+        checks.check_out_stat(op, name, stat, (tokens, heads), q.device)
+    return SparseMlaPrefillProblem(
+        dtype,
+        out_dtype,
+        kv_format,
+        heads,
+        topk,
+        head_dim,
+        head_dim_v,
+        pool.shape[1],
+        topk_length is not None,
+        attn_sink is not None,
+        return_lse or lse is not None,
+        return_lse or max_logits is not None,
+        checks.is_aligned(2 * head_dim_v, q, pool, out),
+        session.pdl,
+    )
+
+
+def decode_problem(
+    session: Session,
+    q: torch.Tensor,
+    kv_cache: torch.Tensor,
+    indices: torch.Tensor,
+    head_dim_v: int,
+    kv_format: str,
+    topk_length: torch.Tensor | None,
+    attn_sink: torch.Tensor | None,
+    extra_kv_cache: torch.Tensor | None,
+    extra_indices: torch.Tensor | None,
+    extra_topk_length: torch.Tensor | None,
+    out: torch.Tensor | None,
+    lse: torch.Tensor | None,
+    return_lse: bool,
+) -> SparseMlaDecodeProblem:
+    """Check the metadata of `sparse_mla_decode` and make its key."""
+    op = "sparse_mla_decode"
+    dtype = _queries(op, q, 4, "[B, q_len, H, d]")
+    batch, q_len, heads, head_dim = q.shape
+    tokens, device = batch * q_len, q.device
+    cache = checks.check_pages(op, "kv_cache", kv_cache)
+    _pool_rows(session, op, "kv_cache", cache, kv_format, q)
+    checks.check_head_dim_v(op, head_dim_v, head_dim)
+    topk = index_lists(op, "indices", indices, (batch, q_len, None), device)
+    _topk_length(op, "topk_length", topk_length, (batch, tokens), device)
+    _attn_sink(op, attn_sink, heads, device)
+    extra, extra_topk = _extra_pool(
+        session, op, q, extra_kv_cache, extra_indices, extra_topk_length, kv_format
+    )
+    out_dtype = checks.out_dtype_of(op, out, (batch, q_len, heads, head_dim_v), dtype, device)
+    checks.check_out_stat(op, "lse", lse, (tokens, heads), device)
+    return SparseMlaDecodeProblem(
+        dtype,
+        out_dtype,
+        kv_format,
+        heads,
+        topk,
+        head_dim,
+        head_dim_v,
+        cache.shape[1],
+        topk_length is not None,
+        attn_sink is not None,
+        extra_topk,
+        0 if extra is None else extra.shape[1],
+        extra_topk_length is not None,
+        return_lse or lse is not None,
+        checks.is_aligned(2 * head_dim_v, q, cache, out, extra),
+        session.pdl,
+    )
+
+
+def flat_pool(kv: torch.Tensor) -> torch.Tensor:
+    """A prefill pool as pages: `[S, row]` and `[S, 1, row]` are pages of one key."""
+    return kv.unsqueeze(1) if kv.dim() == 2 else checks.pages_of(kv)
+
+
+def flat_lists(indices: torch.Tensor) -> torch.Tensor:
+    """Index lists `[T, k]`; `[T, 1, k]` loses its unit dim."""
+    return indices.squeeze(1) if indices.dim() == 3 and indices.shape[1] == 1 else indices
+
+
+def as_bytes(pool: torch.Tensor) -> torch.Tensor:
+    """A pool as a kernel takes it: bfloat16 rows as they are, packed ones as uint8."""
+    dtype = pool.dtype
+    if dtype is torch.uint8 or dtype is torch.bfloat16:
+        return pool
+    return pool.view(torch.uint8)
+
+
+def _queries(op: str, q: torch.Tensor, dims: int, form: str) -> str:
     """Check q on its own; returns its dtype."""
     check_tensor(op, "q", q)
     dtype = check_dtype(op, "q", q, ("bfloat16",))
@@ -42,17 +158,13 @@ def queries(op: str, q: torch.Tensor, dims: int, form: str) -> str:
     return dtype
 
 
-def flat_pool(op: str, kv: torch.Tensor) -> torch.Tensor:
-    """A prefill pool as pages: `[S, row]` and `[S, 1, row]` are pages of one key."""
+def _check_flat_pool(op: str, kv: torch.Tensor) -> torch.Tensor:
+    """Check the form of a prefill pool; returns it as `flat_pool` does."""
     check_tensor(op, "kv", kv)
-    if kv.dim() == 2:
-        return kv.unsqueeze(1)
-    if kv.dim() == 3:
-        if kv.shape[1] != 1:
-            hint = "Latent keys have one head; a paged pool is [num_blocks, page_size, 1, row]."
-            bad_value(op, "kv", "of shape [S, row] or [S, 1, row]", shape_text(kv), hint)
-        return kv
-    return checks.pages_of(op, "kv", kv)
+    if kv.dim() == 3 and kv.shape[1] != 1:
+        hint = "Latent keys have one head; a paged pool is [num_blocks, page_size, 1, row]."
+        bad_value(op, "kv", "of shape [S, row] or [S, 1, row]", shape_text(kv), hint)
+    return checks.check_pages(op, "kv", flat_pool(kv) if kv.dim() == 2 else kv)
 
 
 def layout_of(session: Session, op: str, name: str, kv_format: str) -> PackedKV:
@@ -72,10 +184,10 @@ def layout_of(session: Session, op: str, name: str, kv_format: str) -> PackedKV:
     return layout
 
 
-def pool_rows(
+def _pool_rows(
     session: Session, op: str, name: str, cache: torch.Tensor, kv_format: str, q: torch.Tensor
 ) -> torch.Tensor:
-    """Check the pages `[num_blocks, page_size, row]` against their format and q; bytes as uint8."""
+    """Check the pages `[num_blocks, page_size, row]` against their format and q; returns them."""
     checks.check_device(op, name, cache, q.device)
     if kv_format == "bf16":
         if cache.dtype != torch.bfloat16:
@@ -89,11 +201,12 @@ def pool_rows(
     if layout.head_dim != q.shape[-1]:
         found = f"{q.shape[-1]} in q"
         bad_value(op, "d", f"{layout.head_dim} for kv_format {kv_format}", found)
-    return packed_rows(op, name, cache, layout)
+    check_packed(op, name, cache, layout)
+    return cache
 
 
-def packed_rows(op: str, name: str, cache: torch.Tensor, layout: PackedKV) -> torch.Tensor:
-    """Check a packed cache `[num_blocks, page_size, row_bytes]`; returns it as uint8."""
+def check_packed(op: str, name: str, cache: torch.Tensor, layout: PackedKV) -> None:
+    """Check a packed cache `[num_blocks, page_size, row_bytes]`."""
     check_dtype(op, name, cache, ("uint8", "int8", layout.code_dtype))
     blocks, page_size, row = cache.shape
     if row != layout.row_bytes:
@@ -110,7 +223,6 @@ def packed_rows(op: str, name: str, cache: torch.Tensor, layout: PackedKV) -> to
         )
         hint = "archkey.formats.sparse_kv.empty_cache allocates one so."
         bad_value(op, name, expected, f"{stride} bytes", hint)
-    return cache if cache.dtype == torch.uint8 else cache.view(torch.uint8)
 
 
 def index_lists(
@@ -124,26 +236,30 @@ def index_lists(
     return indices.shape[-1]
 
 
-def topk_length_of(
-    op: str, name: str, length: torch.Tensor, sizes: Sequence[int], device: torch.device
+def _topk_length(
+    op: str, name: str, length: torch.Tensor | None, sizes: Sequence[int], device: torch.device
 ) -> None:
-    """Check lengths `[n]`, n one of `sizes`."""
+    """Check lengths `[n]`, n one of `sizes`, if they are given."""
+    if length is None:
+        return
     checks.check_int32(op, name, length, (None,), device)
     if length.shape[0] not in sizes:
         expected = " or ".join(f"[{size}]" for size in dict.fromkeys(sizes))
         bad_value(op, name, f"of shape {expected}", shape_text(length))
 
 
-def attn_sink_of(op: str, attn_sink: torch.Tensor, heads: int, device: torch.device) -> None:
-    """Check the sinks, one a head."""
-    check_tensor(op, "attn_sink", attn_sink)
-    check_dtype(op, "attn_sink", attn_sink, ("float32",))
-    check_shape(op, "attn_sink", attn_sink, (heads,))
-    check_last_contiguous(op, "attn_sink", attn_sink)
-    checks.check_device(op, "attn_sink", attn_sink, device)
+def _attn_sink(op: str, sink: torch.Tensor | None, heads: int, device: torch.device) -> None:
+    """Check the sinks, one a head, if they are given."""
+    if sink is None:
+        return
+    check_tensor(op, "attn_sink", sink)
+    check_dtype(op, "attn_sink", sink, ("float32",))
+    check_shape(op, "attn_sink", sink, (heads,))
+    check_last_contiguous(op, "attn_sink", sink)
+    checks.check_device(op, "attn_sink", sink, device)
 
 
-def extra_pool(
+def _extra_pool(
     session: Session,
     op: str,
     q: torch.Tensor,
@@ -152,7 +268,7 @@ def extra_pool(
     length: torch.Tensor | None,
     kv_format: str,
 ) -> tuple[torch.Tensor | None, int]:
-    """Check the second cache, which is given whole or not at all; returns it and its k."""
+    """Check the second cache, which is given whole or not at all; returns its pages and its k."""
     if cache is None or indices is None:
         given = {"extra_kv_cache": cache, "extra_indices": indices, "extra_topk_length": length}
         named = [name for name, value in given.items() if value is not None]
@@ -161,11 +277,10 @@ def extra_pool(
             bad_value(op, "extra_kv_cache and extra_indices", expected, f"only {', '.join(named)}")
         return None, 0
     batch, q_len = q.shape[:2]
-    cache = checks.pages_of(op, "extra_kv_cache", cache)
-    cache = pool_rows(session, op, "extra_kv_cache", cache, kv_format, q)
+    cache = checks.check_pages(op, "extra_kv_cache", cache)
+    _pool_rows(session, op, "extra_kv_cache", cache, kv_format, q)
     topk = index_lists(op, "extra_indices", indices, (batch, q_len, None), q.device)
-    if length is not None:
-        topk_length_of(op, "extra_topk_length", length, (batch, batch * q_len), q.device)
+    _topk_length(op, "extra_topk_length", length, (batch, batch * q_len), q.device)
     return cache, topk
 
 

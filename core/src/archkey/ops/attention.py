@@ -23,7 +23,8 @@ from archkey.ops import _attention_checks as check
 from archkey.ops import page_table
 from archkey.ops._checks import FP8, check_no_grad
 from archkey.ops._contract import Operator, public
-from archkey.ops._operand import aligned
+from archkey.ops._memo import metadata, remember
+from archkey.ops._operand import aligned, layouts
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,7 @@ else:
 __all__ = ["OPERATORS", "unified_attention"]
 
 OP = "unified_attention"
+INF = float("inf")
 
 
 class UnifiedAttentionProblem(NamedTuple):
@@ -47,7 +49,8 @@ class UnifiedAttentionProblem(NamedTuple):
     qq_bias, sinks  their dtype, or "none"
     *_descale      "none", "number", "tensor" (one float32 element) or "per_head" (`[B, Hk]`)
     output_scale   "none", "number" or "tensor"
-    segments       parts of a split over keys whose buffers the caller gives; 0: the kernel's choice
+    segments       parts of a split over keys, with the caller's buffers, which have a row for each
+                   query; 0: the kernel's choice
     aligned        q, k, v and out: pointers and strides are multiples of 16 bytes
     """
 
@@ -114,7 +117,8 @@ def unified_attention(
 
     q             `[T, H, D]`, D <= 512; bfloat16, float16, float32, or FP8 with q_descale
     k, v          `[blocks, page_size, Hk, D]` and `[.., Dv]`, with kv_layout "HND" Hk before
-                  page_size; one dtype, q's or FP8; page_size a power of two, H % Hk == 0
+                  page_size; one dtype, q's or FP8; H % Hk == 0; any page_size, a power of two
+                  or not (vLLM gives a hybrid model 528, vllm#37467)
     out           `[T, H, Dv]`; bfloat16, float16, float32, or FP8 with output_scale; written
     cu_seqlens_q  `[B + 1]` int32; may repeat
     max_seqlen_q, max_seqlen_k  bounds; max_seqlen_k may be block_table's width times page_size
@@ -125,25 +129,75 @@ def unified_attention(
     *_descale     number, float32 tensor of one element, or float32 `[B, Hk]`: `code * descale`
     alibi_slopes, sinks  `[H]`; sinks are natural-log logits, already scaled
     qq_bias       `[Q, Q]`, Q >= max_seqlen_q, between the queries of one sequence
-    output_scale  number or float32 tensor of one element; `out = real / output_scale`
+    output_scale  number or float32 tensor of one element; `out = real / output_scale`; FP8
+                  saturates
     lse           float32 `[T, H]`, any strides; written if given
     softmax_segm_*  vLLM's workspace of a split over keys: `[S, H, segments, >= Dv]`, and twice
-                  `[S, H, segments]`, float32; without it a split kernel allocates
+                  `[S, H, segments]`, float32; left alone by calls of more than S queries, or than
+                  seq_threshold_3D; without it a split kernel allocates
 
     Returns out. Raises before anything is written; an engine's further options raise Unsupported
     unless they are off.
     """
     if engine_extras:
         check.refuse_extras(engine_extras)
-    k, v, dtype, kv_dtype = check.operands(session, q, k, v, kv_layout, q_descale)
+    window_left = check.window(causal, window_size)
+    scales = q_descale, k_descale, v_descale, output_scale
+    vectors = alibi_slopes, qq_bias, sinks, lse
+    buffers = softmax_segm_output, softmax_segm_max, softmax_segm_expsum
+    sizes = max_seqlen_q, max_seqlen_k, num_par_softmax_segments, seq_threshold_3D
+    lengths = cu_seqlens_q, seqused_k, block_table
+    facts = layouts(*lengths, *scales, *vectors, *buffers, softmax_scale, softcap)
+    numbers = softmax_scale, softcap, window_left >= 0
+    key = (OP, metadata(q, k, v, out), facts, numbers, sizes, kv_layout)
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = _problem(
+            session, (q, k, v, out), lengths, scales, vectors, buffers, numbers, sizes, kv_layout
+        )
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(OP, q, k, v)
+    if kv_layout == "HND":
+        k, v = k.transpose(1, 2), v.transpose(1, 2)
+    if session.validate:
+        check.validate(
+            q, k, cu_seqlens_q, max_seqlen_q, seqused_k, max_seqlen_k, block_table, window_left
+        )
+    run = session.launcher(problem) if plan is None else check.planned(problem, plan)
+    if q.shape[0]:
+        run(
+            q, k, v, cu_seqlens_q, seqused_k, block_table, max_seqlen_q, max_seqlen_k, q_descale,
+            k_descale, v_descale, alibi_slopes, qq_bias, sinks, output_scale, softmax_scale,
+            window_left, softcap, torch.finfo(out.dtype).max if problem.out_dtype in FP8 else INF,
+            buffers if problem.segments else None, out, lse,
+        )  # fmt: skip
+    return out
+
+
+def _problem(
+    session: Session,
+    tensors: tuple[Any, Any, Any, Any],
+    lengths: tuple[Any, Any, Any],
+    scales: tuple[Any, Any, Any, Any],
+    vectors: tuple[Any, Any, Any, Any],
+    buffers: tuple[Any, Any, Any],
+    numbers: tuple[Any, Any, bool],
+    sizes: tuple[int, int, int | None, int | None],
+    kv_layout: str,
+) -> UnifiedAttentionProblem:
+    """Check the metadata of a call and make its key."""
+    q, k, v, out = tensors
+    alibi_slopes, qq_bias, sinks, lse = vectors
+    softmax_scale, softcap, window = numbers
+    max_seqlen_q, max_seqlen_k, parts, rows = sizes
+    k, v, dtype, kv_dtype = check.operands(session, q, k, v, kv_layout, scales[0])
     tokens, heads, head_dim = q.shape
     page_size, kv_heads, head_dim_v = v.shape[1:]
-    out_dtype = check.out_dtype(session, out, q, (tokens, heads, head_dim_v), output_scale)
-    sequences = check.lengths(q, cu_seqlens_q, seqused_k, block_table, max_seqlen_k, page_size)
-    window_left = check.window(causal, window_size)
+    out_dtype = check.out_dtype(session, out, q, (tokens, heads, head_dim_v), scales[3])
+    per_head = check.lengths(q, *lengths, max_seqlen_k, page_size), kv_heads
     check.numbers(softmax_scale, softcap)
-    buffers = (softmax_segm_output, softmax_segm_max, softmax_segm_expsum)
-    problem = UnifiedAttentionProblem(
+    return UnifiedAttentionProblem(
         dtype,
         kv_dtype,
         out_dtype,
@@ -153,34 +207,19 @@ def unified_attention(
         head_dim_v,
         page_size,
         "decode" if max_seqlen_q <= 1 else "verify" if max_seqlen_q <= 16 else "prefill",
-        window_left >= 0,
+        window,
         softcap > 0,
         check.vector("alibi_slopes", alibi_slopes, heads, q) != "none",
         check.query_bias(qq_bias, max_seqlen_q, q),
         check.vector("sinks", sinks, heads, q),
-        check.factor("q_descale", q_descale, q, (sequences, kv_heads)),
-        check.factor("k_descale", k_descale, q, (sequences, kv_heads)),
-        check.factor("v_descale", v_descale, q, (sequences, kv_heads)),
-        check.factor("output_scale", output_scale, q, None),
+        check.factor("q_descale", scales[0], q, per_head),
+        check.factor("k_descale", scales[1], q, per_head),
+        check.factor("v_descale", scales[2], q, per_head),
+        check.factor("output_scale", scales[3], q, None),
         check.lse_of(lse, tokens, heads, q),
-        check.segments(buffers, num_par_softmax_segments, seq_threshold_3D, q, head_dim_v),
+        check.segments(buffers, parts, rows, q, head_dim_v),
         aligned(q, k, v, out),
     )
-    check_no_grad(OP, q, k, v)
-    if session.validate:
-        check.validate(
-            q, k, cu_seqlens_q, max_seqlen_q, seqused_k, max_seqlen_k, block_table, window_left
-        )
-    limit = torch.finfo(out.dtype).max if out_dtype in FP8 else float("inf")
-    workspace = buffers if problem.segments else None
-    run = check.runner(session, problem, plan)
-    if tokens:
-        run(
-            q, k, v, cu_seqlens_q, seqused_k, block_table, max_seqlen_q, max_seqlen_k, q_descale,
-            k_descale, v_descale, alibi_slopes, qq_bias, sinks, output_scale, softmax_scale,
-            window_left, softcap, limit, workspace, out, lse,
-        )  # fmt: skip
-    return out
 
 
 def _example(dtype: str, heads: int, kv_heads: int, head_dim: int, **more: Any) -> Any:

@@ -6,7 +6,9 @@
     o  = scale S^T q            q and k of head hv // (HV / H)
 
 `chunk_kda` is for prefill, `fused_recurrent_kda` for decode and verification; both compute this.
-Names are flash-linear-attention's. Compute is float32, whatever the dtypes of tokens and states.
+Names and their order are flash-linear-attention's (in fused_recurrent_kda A_log and dt_bias come
+before scale, as there). Compute is float32, whatever the dtypes of tokens and states. Tensors may
+be strided but in their last dimension; nothing is copied to make it contiguous.
 
 States live in `initial_state [N, HV, K, V]`, or in a pool `[slots, HV, K, V]` whose slots are
 given by index; `state_v_first` puts V before K. A sequence with a negative slot is padding: its
@@ -19,15 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.ops import _kda_checks as check
 from archkey.ops import _kda_operands as operands
+from archkey.ops import _kda_problems as problems
 from archkey.ops._checks import bad_value, check_no_grad
 from archkey.ops._contract import public
-from archkey.ops._kda_contract import (
-    OPERATORS,
-    ChunkKdaProblem,
-    FusedRecurrentKdaProblem,
-    KdaPackedDecodeProblem,
-)
-from archkey.ops._operand import aligned
+from archkey.ops._kda_contract import OPERATORS
+from archkey.ops._memo import metadata, remember
+from archkey.ops._operand import layouts
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +36,6 @@ else:
     from archkey._torch import torch
 
 __all__ = ["OPERATORS", "chunk_kda", "fused_recurrent_kda", "kda_packed_decode"]
-
-SMALL_GRID = 256
-"""(chunk, head) pairs up to which a prefill cannot fill a GPU with one block for each."""
 
 Results = tuple["torch.Tensor", "torch.Tensor | None"]
 ResultsWithChunks = tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor"]
@@ -63,6 +59,8 @@ def chunk_kda(
     allow_neg_eigval: bool = False,
     safe_gate: bool = False,
     lower_bound: float | None = None,
+    disable_recompute: bool = False,
+    return_intermediate_states: bool = False,
     state_v_first: bool = False,
     cu_seqlens: torch.Tensor | None = None,
     cu_seqlens_cpu: torch.Tensor | None = None,
@@ -77,7 +75,6 @@ def chunk_kda(
     chunk_offsets: torch.Tensor | None = None,
     track_state: torch.Tensor | None = None,
     track_chunk_idx: torch.Tensor | None = None,
-    return_intermediate_states: bool = False,
     **engine_extras: Any,
 ) -> Results | ResultsWithChunks:
     """KDA for prefill.
@@ -86,7 +83,9 @@ def chunk_kda(
     g         `[B, T, HV, K]` log gates, or raw with use_gate_in_kernel (see kda_gate)
     beta      `[B, T, HV]`; raw with use_beta_sigmoid_in_kernel, doubled by allow_neg_eigval
     scale     of q, after use_qk_l2norm_in_kernel; None is `K ** -0.5`
-    safe_gate  promises that no gate is below lower_bound, in [-5, 0)
+    safe_gate  promises that no gate is below lower_bound, in [-5, 0); below -5 without one
+    A_log, dt_bias  as in kda_gate; None unless use_gate_in_kernel
+    disable_recompute  of the backward pass in flash-linear-attention; changes nothing here
     cu_seqlens  `[N + 1]` int32 or int64 with B = 1; sequences may be empty. cu_seqlens_cpu is a
               copy on the host, which makes the number of chunks exact
     initial_state  `[N, HV, K, V]` float32 or bfloat16; with initial_state_indices, `[N]` or
@@ -101,51 +100,54 @@ def chunk_kda(
     dtype, the state before each chunk. final_state is the pool if there is one.
     """
     op = "chunk_kda"
-    state_v_first = operands.v_first(op, state_v_first, engine_extras)
+    v_first = operands.v_first(op, state_v_first, engine_extras)
+    tokens = q, k, v, g, beta
     flags = (
-        use_qk_l2norm_in_kernel,
-        use_gate_in_kernel,
-        use_beta_sigmoid_in_kernel,
-        allow_neg_eigval,
-    )
-    fields, sequences, shape, out = operands.operands(
-        op, (q, k, v, g, beta), (*flags, safe_gate, state_v_first), lower_bound, A_log, dt_bias,
-        cu_seqlens, initial_state, initial_state_indices is not None, out,
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval,
     )  # fmt: skip
-    slots, slots_dtype = check.slots_of(
-        op, "initial_state_indices", initial_state_indices, initial_state, q, sequences, many=False
-    )
-    pool = initial_state if slots is not None else None
-    final_state, final_dtype = operands.final_of(
-        op, final_state, pool, output_final_state, sequences, q, shape
-    )
-    chunks, chunk_indices, chunk_offsets = operands.chunks_of(
-        op, q, cu_seqlens, cu_seqlens_cpu, chunk_indices, chunk_offsets, sequences, chunk_size
-    )
-    tracked = operands.track_of(op, track_state, track_chunk_idx, sequences, q, shape)
+    gate = A_log, dt_bias, lower_bound, safe_gate
+    lengths = cu_seqlens, cu_seqlens_cpu
+    states = initial_state, final_state, output_final_state, v_first
+    slots, same = initial_state_indices, final_state is initial_state
+    chunks = chunk_size, chunk_indices, chunk_offsets
+    track = track_state, track_chunk_idx
+    key = (
+        op, metadata(q, k, v, g, out, initial_state, final_state),
+        layouts(beta, *gate, *lengths, slots, *chunks, *track, scale),
+        flags, lower_bound, safe_gate, output_final_state, v_first, same, chunk_size,
+        return_intermediate_states,
+    )  # fmt: skip
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = problems.chunk_problem(
+            tokens, flags, gate, lengths, states, slots, chunks, track,
+            return_intermediate_states, scale, out,
+        )  # fmt: skip
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, *tokens)
+    if session.validate:
+        operands.validate(op, problem, q, g, *lengths, slots, initial_state, lower_bound)
+    if cu_seqlens is not None and chunk_indices is None:
+        chunk_indices, chunk_offsets = operands.new_chunks(
+            q, cu_seqlens, cu_seqlens_cpu, chunk_size
+        )
+        small = chunk_indices.shape[0] * v.shape[2] <= problems.SMALL_GRID
+        problem = problem._replace(small_grid=small)
+    if out is None:
+        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    if slots is not None:
+        final_state = initial_state
+    elif final_state is None and output_final_state:
+        final_state = operands.new_states(q, v, cu_seqlens, v_first)
     h = None
     if return_intermediate_states:
-        h = torch.empty((q.shape[0], chunks, *shape), dtype=v.dtype, device=v.device)
-    small = q.shape[0] * chunks * v.shape[2] <= SMALL_GRID
-    states = (x for x in (initial_state, final_state) if x is not None)
-    problem = ChunkKdaProblem(
-        **fields,
-        state_indices=slots_dtype,
-        final_dtype=final_dtype,
-        chunk_size=chunk_size,
-        track=tracked,
-        intermediate=return_intermediate_states,
-        small_grid=small,
-        aligned=aligned(q, k, v, g, out, *states),
-    )
-    if session.validate:
-        lengths = cu_seqlens, cu_seqlens_cpu
-        operands.validate(op, problem, q, g, *lengths, slots, pool, lower_bound)
+        h = operands.new_intermediate(q, v, chunk_size, chunk_indices, v_first)
     session.launcher(problem)(
-        q, k, v, g, beta, A_log, dt_bias, initial_state, slots, cu_seqlens, chunk_indices,
-        chunk_offsets, track_state, track_chunk_idx, check.scale_of(op, scale, q.shape[3]),
-        lower_bound, *flags, state_v_first, chunk_size, return_intermediate_states,
-        out, final_state, h, track_state,
+        q, k, v, g, beta, A_log, dt_bias, initial_state, slots, cu_seqlens,
+        chunk_indices, chunk_offsets, track_state, track_chunk_idx,
+        check.scale_of(op, scale, q.shape[3]), lower_bound, *flags, v_first, chunk_size,
+        return_intermediate_states, out, final_state, h, track_state,
     )  # fmt: skip
     return (out, final_state) if h is None else (out, final_state, h)
 
@@ -159,6 +161,8 @@ def fused_recurrent_kda(
     v: torch.Tensor,
     g: torch.Tensor,
     beta: torch.Tensor,
+    A_log: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
     scale: float | None = None,
     initial_state: torch.Tensor | None = None,
     output_final_state: bool = False,
@@ -166,14 +170,12 @@ def fused_recurrent_kda(
     use_gate_in_kernel: bool = False,
     use_beta_sigmoid_in_kernel: bool = False,
     allow_neg_eigval: bool = False,
-    safe_gate: bool = False,
     lower_bound: float | None = None,
     state_v_first: bool = False,
     cu_seqlens: torch.Tensor | None = None,
     cu_seqlens_cpu: torch.Tensor | None = None,
     *,
-    A_log: torch.Tensor | None = None,
-    dt_bias: torch.Tensor | None = None,
+    safe_gate: bool = False,
     initial_state_indices: torch.Tensor | None = None,
     final_state: torch.Tensor | None = None,
     ssm_state_indices: torch.Tensor | None = None,
@@ -189,54 +191,55 @@ def fused_recurrent_kda(
               inplace_final_state; or `[N, 1 + S]`, where the state after token t of sequence n
               goes to slot `[n, t]` (a negative one is skipped) and no sequence has more tokens
     num_accepted_tokens  `[N]` int32 or int64: with `[N, 1 + S]`, sequence n starts from slot
-              `[n, max(num_accepted_tokens[n], 1) - 1]`; without, from `[n, 0]`
+              `[n, max(num_accepted_tokens[n], 1) - 1]`, a column that exists; without, `[n, 0]`
     inplace_final_state  without slots: final_state is initial_state
 
     Returns (o, final_state): the pool if it was updated, else `[N, HV, K, V]` if asked for.
     """
     op = "fused_recurrent_kda"
-    state_v_first = operands.v_first(op, state_v_first, engine_extras)
-    name, indices = "ssm_state_indices", ssm_state_indices
+    v_first = operands.v_first(op, state_v_first, engine_extras)
+    name, slots, in_place = "ssm_state_indices", ssm_state_indices, inplace_final_state
     if initial_state_indices is not None:
-        if indices is not None:
+        if slots is not None:
             bad_value(op, name, "None with initial_state_indices", "both")
-        name, indices, inplace_final_state = "initial_state_indices", initial_state_indices, True
-    if inplace_final_state and initial_state is None and indices is None:
+        name, slots, in_place = "initial_state_indices", initial_state_indices, True
+    if in_place and initial_state is None and slots is None:
         bad_value(op, "inplace_final_state", "False without initial_state", True)
+    tokens = q, k, v, g, beta
     flags = (
-        use_qk_l2norm_in_kernel,
-        use_gate_in_kernel,
-        use_beta_sigmoid_in_kernel,
-        allow_neg_eigval,
-    )
-    fields, sequences, shape, out = operands.operands(
-        op, (q, k, v, g, beta), (*flags, safe_gate, state_v_first), lower_bound, A_log, dt_bias,
-        cu_seqlens, initial_state, indices is not None, out,
+        use_qk_l2norm_in_kernel, use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval,
     )  # fmt: skip
-    many = name == "ssm_state_indices"
-    slots, slots_dtype = check.slots_of(op, name, indices, initial_state, q, sequences, many)
-    in_place = initial_state if inplace_final_state else None
-    final_state, final_dtype = operands.final_of(
-        op, final_state, in_place, output_final_state, sequences, q, shape
-    )
-    accepted = check.accepted_of(op, num_accepted_tokens, slots, q)
-    states = (x for x in (initial_state, final_state) if x is not None)
-    problem = FusedRecurrentKdaProblem(
-        **fields,
-        state_indices=slots_dtype,
-        final_dtype=final_dtype,
-        per_token=slots is not None and slots.shape[1] > 1,
-        accepted=accepted,
-        in_place=slots is not None and inplace_final_state,
-        aligned=aligned(q, k, v, g, out, *states),
-    )
+    gate = A_log, dt_bias, lower_bound, safe_gate
+    lengths = cu_seqlens, cu_seqlens_cpu
+    states = initial_state, final_state, output_final_state, v_first
+    key = (
+        op, metadata(q, k, v, g, out, initial_state, final_state),
+        layouts(beta, *gate, *lengths, slots, num_accepted_tokens, scale),
+        flags, lower_bound, safe_gate, output_final_state, v_first, name, in_place,
+        final_state is initial_state,
+    )  # fmt: skip
+    problem = session.problems.get(key)
+    if problem is None:
+        given = name, slots, num_accepted_tokens
+        problem = problems.recurrent_problem(
+            tokens, flags, gate, lengths, states, given, in_place, scale, out
+        )
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, *tokens)
     if session.validate:
-        lengths = cu_seqlens, cu_seqlens_cpu
         operands.validate(op, problem, q, g, *lengths, slots, initial_state, lower_bound)
+        check.validate_accepted(op, num_accepted_tokens, slots)
+    if out is None:
+        out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    if in_place:
+        final_state = initial_state
+    elif final_state is None and output_final_state:
+        final_state = operands.new_states(q, v, cu_seqlens, v_first)
     session.launcher(problem)(
-        q, k, v, g, beta, A_log, dt_bias, initial_state, slots, num_accepted_tokens, cu_seqlens,
-        check.scale_of(op, scale, q.shape[3]), lower_bound, *flags, state_v_first,
-        inplace_final_state, out, final_state,
+        q, k, v, g, beta, A_log, dt_bias, initial_state, slots,
+        num_accepted_tokens, cu_seqlens, check.scale_of(op, scale, q.shape[3]), lower_bound,
+        *flags, v_first, in_place, out, final_state,
     )  # fmt: skip
     return out, final_state
 
@@ -269,29 +272,27 @@ def kda_packed_decode(
 
     Returns out.
     """
-    op = "kda_packed_decode"
-    dims, state_dtype, out_dtype = operands.packed_of(op, mixed_qkv, a, b, initial_state, out)
-    batch, k_dim = mixed_qkv.shape[0], dims[5]
-    gate = check.gate_of(
-        op, a.view(batch, dims[4], k_dim), True, A_log, dt_bias, lower_bound, False
-    )
-    slots, slots_dtype = check.slots_of(
-        op, "ssm_state_indices", ssm_state_indices, initial_state, mixed_qkv, batch, many=False
-    )
-    if slots is None:
-        bad_value(op, "ssm_state_indices", "a tensor of slots", "None")
-    check_no_grad(op, mixed_qkv, a, b)
-    in_line = aligned(mixed_qkv, a, initial_state, out)
-    problem = KdaPackedDecodeProblem._make(
-        (*dims, *gate, use_qk_l2norm_in_kernel, state_dtype, slots_dtype, out_dtype, in_line, op)
-    )
+    op, pool, slots = "kda_packed_decode", initial_state, ssm_state_indices
+    key = (
+        op, metadata(mixed_qkv, a, pool, out),
+        layouts(b, slots, A_log, dt_bias, lower_bound, scale), lower_bound, use_qk_l2norm_in_kernel,
+    )  # fmt: skip
+    problem = session.problems.get(key)
+    if problem is None:
+        gate = A_log, dt_bias, lower_bound, False
+        problem = problems.packed_problem(
+            mixed_qkv, a, b, gate, pool, slots, use_qk_l2norm_in_kernel, scale, out
+        )
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, mixed_qkv, a, b)
     if session.validate:
-        check.validate_slots(op, "ssm_state_indices", slots, initial_state)
+        check.validate_slots(op, "ssm_state_indices", slots, pool)
     run = session.launcher(problem)
-    if batch:
+    if out.shape[0]:
         run(
-            mixed_qkv, a, b, A_log, dt_bias, initial_state, slots,
-            check.scale_of(op, scale, k_dim), lower_bound, use_qk_l2norm_in_kernel,
-            out, initial_state,
+            mixed_qkv, a, b, A_log, dt_bias, pool, slots,
+            check.scale_of(op, scale, problem.head_dim), lower_bound, use_qk_l2norm_in_kernel,
+            out, pool,
         )  # fmt: skip
     return out

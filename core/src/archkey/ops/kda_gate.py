@@ -10,19 +10,20 @@ Units are natural-log unless `unit="log2"` is asked for.
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archkey.ops import _kda_checks as check
 from archkey.ops._checks import (
     FLOATS,
+    bad_type,
     bad_value,
     check_no_grad,
     check_tensor,
-    dtype_name,
     shape_text,
 )
 from archkey.ops._contract import Operator, public
-from archkey.ops._operand import aligned, check_operand
+from archkey.ops._memo import metadata, remember
+from archkey.ops._operand import aligned, check_operand, layouts
 
 if TYPE_CHECKING:
     import torch
@@ -102,16 +103,19 @@ def kda_gate(
     Returns `[..., HV, K]`, natural-log units.
     """
     op = "kda_gate"
-    check_tensor(op, "g", g)
-    if g.dim() < 2:
-        bad_value(op, "g", "of shape [..., HV, K]", shape_text(g))
-    dtype = check_operand(op, "g", g, FLOATS, g.shape, g)
-    kind, a_dtype, bias_dtype, _ = check.gate_of(op, g, True, A_log, dt_bias, lower_bound, False)
-    out = _out(op, g, output_dtype, out)
-    check_no_grad(op, g, A_log, dt_bias)
-    problem = KdaGateProblem(
-        dtype, dtype_name(out), g.shape[-2], g.shape[-1], kind, a_dtype, bias_dtype, aligned(g, out)
-    )
+    facts = layouts(A_log, dt_bias, lower_bound)
+    key = (op, metadata(g, out), facts, lower_bound, output_dtype)
+    problem = session.problems.get(key)
+    if problem is None:
+        check_tensor(op, "g", g)
+        if g.dim() < 2:
+            bad_value(op, "g", "of shape [..., HV, K]", shape_text(g))
+        fields = _fields(op, g, A_log, dt_bias, lower_bound, output_dtype, out)
+        problem = remember(session.problems, key, KdaGateProblem(**fields))
+    if torch.is_grad_enabled():
+        check_no_grad(op, g, A_log, dt_bias)
+    if out is None:
+        out = torch.empty(g.shape, dtype=output_dtype or torch.float32, device=g.device)
     run = session.launcher(problem)
     if g.numel():
         run(g, A_log, dt_bias, lower_bound, out)
@@ -146,34 +150,26 @@ def kda_gate_chunk_cumsum(
     Returns `[B, T, HV, K]`.
     """
     op = "kda_gate_chunk_cumsum"
-    dtype = check_operand(op, "g", g, FLOATS, 4, g)
-    kind, a_dtype, bias_dtype, _ = check.gate_of(op, g, True, A_log, dt_bias, lower_bound, False)
-    if chunk_size not in CHUNK_SIZES:
-        bad_value(op, "chunk_size", "32 or 64", chunk_size)
-    if unit not in UNITS:
-        bad_value(op, "unit", "'ln' or 'log2'", repr(unit))
-    _, cu_dtype = check.sequences_of(op, g, cu_seqlens)
-    if cu_seqlens is not None and chunk_indices is None:
-        chunk_indices, _ = chunk_layout(cu_seqlens, g.shape[1], chunk_size)
-    if chunk_indices is not None:
-        check_operand(op, "chunk_indices", chunk_indices, check.INTEGERS, (None, 2), g)
-    out = _out(op, g, output_dtype, out)
-    check_no_grad(op, g, A_log, dt_bias)
+    facts = layouts(A_log, dt_bias, lower_bound, cu_seqlens, chunk_indices)
+    key = (op, metadata(g, out), facts, lower_bound, output_dtype, chunk_size, unit)
+    problem = session.problems.get(key)
+    if problem is None:
+        check_operand(op, "g", g, FLOATS, 4, g)
+        problem = KdaGateChunkCumsumProblem(
+            **_fields(op, g, A_log, dt_bias, lower_bound, output_dtype, out),
+            cu_seqlens=_check_chunks(op, g, cu_seqlens, chunk_indices, chunk_size, unit),
+            chunk_size=chunk_size,
+            unit=unit,
+        )
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, g, A_log, dt_bias)
     if session.validate and cu_seqlens is not None:
         check.validate_cu_seqlens(op, cu_seqlens, None, g.shape[1])
-    problem = KdaGateChunkCumsumProblem(
-        dtype,
-        dtype_name(out),
-        g.shape[-2],
-        g.shape[-1],
-        kind,
-        a_dtype,
-        bias_dtype,
-        cu_dtype,
-        chunk_size,
-        unit,
-        aligned(g, out),
-    )
+    if cu_seqlens is not None and chunk_indices is None:
+        chunk_indices, _ = chunk_layout(cu_seqlens, g.shape[1], chunk_size)
+    if out is None:
+        out = torch.empty(g.shape, dtype=output_dtype or torch.float32, device=g.device)
     run = session.launcher(problem)
     if g.numel():
         run(g, A_log, dt_bias, cu_seqlens, chunk_indices, lower_bound, chunk_size, unit, out)
@@ -205,16 +201,51 @@ def chunk_layout(
     return pairs.masked_fill(padding, -1).int(), offsets.int()
 
 
-def _out(
-    op: str, g: torch.Tensor, output_dtype: torch.dtype | None, out: torch.Tensor | None
-) -> torch.Tensor:
-    """out, made if missing."""
+def _fields(
+    op: str,
+    g: torch.Tensor,
+    A_log: Any,
+    dt_bias: Any,
+    lower_bound: Any,
+    output_dtype: torch.dtype | None,
+    out: Any,
+) -> dict[str, Any]:
+    """Check what both operators take; the fields that both Problems have."""
+    dtype = check_operand(op, "g", g, FLOATS, g.shape, g)
+    gate, a_dtype, bias_dtype, _ = check.gate_of(op, g, True, A_log, dt_bias, lower_bound, False)
+    heads, width = g.shape[-2:]
     if out is None:
-        return torch.empty(g.shape, dtype=output_dtype or torch.float32, device=g.device)
-    found = check_operand(op, "out", out, FLOATS, g.shape, g)
-    if output_dtype is not None and out.dtype != output_dtype:
-        bad_value(op, "out", f"{output_dtype} like output_dtype", found)
-    return out
+        wanted = output_dtype or torch.float32
+        out_dtype, in_line = str(wanted).removeprefix("torch."), width * wanted.itemsize & 15 == 0
+    else:
+        out_dtype, in_line = check_operand(op, "out", out, FLOATS, g.shape, g), aligned(out)
+        if output_dtype not in (None, out.dtype):
+            bad_value(op, "out", f"{output_dtype} like output_dtype", out_dtype)
+    if out_dtype not in FLOATS:
+        bad_type(op, "output_dtype", " or ".join(FLOATS), out_dtype)
+    return {
+        "dtype": dtype,
+        "out_dtype": out_dtype,
+        "value_heads": heads,
+        "head_dim": width,
+        "gate": gate,
+        "A_log": a_dtype,
+        "dt_bias": bias_dtype,
+        "aligned": in_line and aligned(g),
+    }
+
+
+def _check_chunks(
+    op: str, g: torch.Tensor, cu_seqlens: Any, chunk_indices: Any, chunk_size: int, unit: str
+) -> str:
+    """dtype of cu_seqlens, or "none"."""
+    if chunk_size not in CHUNK_SIZES:
+        bad_value(op, "chunk_size", "32 or 64", chunk_size)
+    if unit not in UNITS:
+        bad_value(op, "unit", "'ln' or 'log2'", repr(unit))
+    if chunk_indices is not None:
+        check_operand(op, "chunk_indices", chunk_indices, check.INTEGERS, (None, 2), g)
+    return check.sequences_of(op, g, cu_seqlens)[1]
 
 
 OPERATORS = (

@@ -13,28 +13,25 @@ and the tail of a block table may hold anything, NaN and indices out of range in
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from archkey.ops import _mla_checks as checks
-from archkey.ops._checks import (
-    FLOATS,
-    bad_value,
-    check_dtype,
-    check_last_contiguous,
-    check_no_grad,
-    check_shape,
-    check_tensor,
-    unsupported,
-)
+from archkey.ops._checks import check_no_grad
 from archkey.ops._contract import public
+from archkey.ops._memo import metadata, remember
 from archkey.ops._mla_contract import (
     OPERATORS,
     MergeAttnStatesProblem,
     MlaDecodeProblem,
     MlaPrefillProblem,
 )
-from archkey.ops._mla_operands import decode_operands, prefill_operands, validate_decode
+from archkey.ops._mla_operands import (
+    decode_problem,
+    merge_problem,
+    prefill_problem,
+    validate_decode,
+)
+from archkey.ops._operand import layouts
 
 if TYPE_CHECKING:
     import torch
@@ -101,45 +98,42 @@ def mla_decode(
     """
     op = "mla_decode"
     scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
-    kv_cache = checks.pages_of(op, "kv_cache", kv_cache)
-    dtype, kv_dtype, longest = decode_operands(
-        session, op, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, max_seqlen_q
+    window = window_left >= 0
+    key = (
+        op,
+        metadata(q, kv_cache, out),
+        layouts(block_table, cache_seqlens, cu_seqlens_q, lse, q_descale, kv_descale),
+        head_dim_v,
+        causal,
+        max_seqlen_q,
+        window,
+        return_lse,
+        enable_pdl,
     )
-    *lead, heads, head_dim = q.shape
-    device, page_size = q.device, kv_cache.shape[1]
-    checks.check_head_dim_v(op, head_dim_v, head_dim)
-    if window_left >= 0 and longest > 1:
-        hint = "Decode one token at a time, or attend without a window."
-        unsupported(op, "q_len with window_left >= 0", "1", longest, hint)
-    out, out_dtype = checks.out_of(op, out, (*lead, heads, head_dim_v), dtype, device)
-    lse = checks.row_stat_of(op, "lse", lse, return_lse, (math.prod(lead), heads), device)
-    check_no_grad(op, q, kv_cache)
+    known = session.problems.get(key)
+    if known is None:
+        pdl = enable_pdl is not False and session.pdl
+        known = decode_problem(
+            session, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, max_seqlen_q,
+            (q_descale, kv_descale), head_dim_v, causal, window, out, lse, return_lse, pdl,
+        )  # fmt: skip
+        remember(session.problems, key, known)
+    problem, longest, room = known
+    if torch.is_grad_enabled():
+        check_no_grad(op, q, kv_cache)
+    kv_cache = checks.pages_of(kv_cache)
     if max_seqlen_k is None:
-        max_seqlen_k = block_table.shape[1] * page_size
+        max_seqlen_k = room
     if session.validate:
         validate_decode(
             op, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, longest, max_seqlen_k,
             window_left,
         )  # fmt: skip
-    problem = MlaDecodeProblem(
-        dtype,
-        kv_dtype,
-        out_dtype,
-        heads,
-        head_dim,
-        head_dim_v,
-        page_size,
-        1 << (longest - 1).bit_length() if longest else 1,
-        cu_seqlens_q is not None,
-        causal and longest > 1,
-        window_left >= 0,
-        checks.descale_of(op, "q_descale", q_descale, device),
-        checks.descale_of(op, "kv_descale", kv_descale, device),
-        lse is not None,
-        checks.is_aligned(q, kv_cache, out),
-        enable_pdl is not False and session.pdl,
-    )
-    run = checks.runner(session, op, problem, plan)
+    run = session.launcher(problem) if plan is None else checks.planned(op, plan, problem)
+    if out is None:
+        out = checks.new_out(problem, q)
+    if lse is None and return_lse:
+        lse = checks.new_row_stat(q)
     if out.numel():
         run(
             q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, longest, max_seqlen_k,
@@ -187,36 +181,32 @@ def mla_prefill(
     """
     op = "mla_prefill"
     scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
-    dtype = prefill_operands(session, op, q, k, v)
-    device = q.device
-    checks.check_int32(op, "cu_seqlens_q", cu_seqlens_q, (None,), device)
-    checks.check_int32(op, "cu_seqlens_k", cu_seqlens_k, cu_seqlens_q.shape, device)
-    if cu_seqlens_q.shape[0] == 0:
-        bad_value(op, "cu_seqlens_q", "of shape [B + 1]", "[0]")
-    tokens, heads, head_dim = q.shape
-    keys, kv_heads, head_dim_v = v.shape
-    out, out_dtype = checks.out_of(op, out, (tokens, heads, head_dim_v), dtype, device)
-    lse = checks.row_stat_of(op, "lse", lse, return_lse, (tokens, heads), device)
-    check_no_grad(op, q, k, v)
-    if session.validate:
-        checks.validate_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, tokens, max_seqlen_q)
-        checks.validate_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, keys, max_seqlen_k)
-    problem = MlaPrefillProblem(
-        dtype,
-        out_dtype,
-        heads,
-        kv_heads,
-        head_dim,
-        head_dim_v,
+    key = (
+        op,
+        metadata(q, k, v, out),
+        layouts(cu_seqlens_q, cu_seqlens_k, lse, q_descale, k_descale, v_descale),
         causal,
-        checks.descale_of(op, "q_descale", q_descale, device),
-        checks.descale_of(op, "k_descale", k_descale, device),
-        checks.descale_of(op, "v_descale", v_descale, device),
-        lse is not None,
-        checks.is_aligned(q, k, v, out),
-        enable_pdl is not False and session.pdl,
+        return_lse,
+        enable_pdl,
     )
+    problem = session.problems.get(key)
+    if problem is None:
+        pdl = enable_pdl is not False and session.pdl
+        problem = prefill_problem(
+            session, q, k, v, cu_seqlens_q, cu_seqlens_k, causal,
+            (q_descale, k_descale, v_descale), out, lse, return_lse, pdl,
+        )  # fmt: skip
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, q, k, v)
+    if session.validate:
+        checks.validate_cu_seqlens(op, "cu_seqlens_q", cu_seqlens_q, q.shape[0], max_seqlen_q)
+        checks.validate_cu_seqlens(op, "cu_seqlens_k", cu_seqlens_k, k.shape[0], max_seqlen_k)
     run = session.launcher(problem)
+    if out is None:
+        out = checks.new_out(problem, q)
+    if lse is None and return_lse:
+        lse = checks.new_row_stat(q)
     if out.numel():
         run(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
@@ -246,31 +236,18 @@ def merge_attn_states(
     Returns (out, lse): 0 and -inf where both parts are empty.
     """
     op = "merge_attn_states"
-    check_tensor(op, "out_a", out_a)
-    dtype = check_dtype(op, "out_a", out_a, FLOATS)
-    check_shape(op, "out_a", out_a, (None, None, None))
-    tokens, heads, head_dim_v = out_a.shape
-    device = out_a.device
-    if out is None:
-        out = torch.empty(out_a.shape, dtype=out_a.dtype, device=device)
-    if lse is None:
-        lse = torch.empty((tokens, heads), dtype=torch.float32, device=device)
-    for name, part, dtypes in (
-        ("out_a", out_a, FLOATS),
-        ("out_b", out_b, (dtype,)),
-        ("out", out, FLOATS),
-    ):
-        check_tensor(op, name, part)
-        out_dtype = check_dtype(op, name, part, dtypes)
-        check_shape(op, name, part, out_a.shape)
-        check_last_contiguous(op, name, part)
-        checks.check_device(op, name, part, device)
-    for name, part in (("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse)):
-        checks.check_row_stat(op, name, part, (tokens, heads), device)
-    check_no_grad(op, out_a, lse_a, out_b, lse_b)
-    aligned = checks.is_aligned(out_a, out_b, out)
-    problem = MergeAttnStatesProblem(dtype, out_dtype, heads, head_dim_v, aligned, session.pdl)
+    key = (op, metadata(out_a, out_b, out), layouts(lse_a, lse_b, lse))
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = merge_problem(out_a, lse_a, out_b, lse_b, out, lse, session.pdl)
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, out_a, lse_a, out_b, lse_b)
     run = session.launcher(problem)
+    if out is None:
+        out = torch.empty(out_a.shape, dtype=out_a.dtype, device=out_a.device)
+    if lse is None:
+        lse = checks.new_row_stat(out_a)
     if out.numel():
         run(out_a, lse_a, out_b, lse_b, out, lse)
     return out, lse

@@ -13,16 +13,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from archkey.ops._checks import (
-    bad_value,
-    check_dtype,
-    check_last_contiguous,
-    check_same_device,
-    check_shape,
-    check_tensor,
-    shape_text,
-)
+from archkey.ops._checks import bad_value, shape_text
 from archkey.ops._contract import Operator, public
+from archkey.ops._memo import remember
+from archkey.ops._operand import check_operand, layouts
 
 if TYPE_CHECKING:
     import torch
@@ -89,16 +83,18 @@ def ragged_kv_indices_to_page_table(
 
     Returns (page_table, swa_page_table).
     """
-    op = RAGGED
-    problem = RaggedPageTableProblem(
-        _integers(op, "kv_indices", kv_indices, 1),
-        _integers(op, "kv_indptr", kv_indptr, 1),
-        _tables(op, page_table, page_size, swa_page_table, full_to_swa, kv_indptr.shape[0] - 1),
-        swa_page_table is not None,
-        fill_tail,
-    )
-    tensors = {"swa_page_table": swa_page_table, "full_to_swa": full_to_swa}
-    check_same_device(op, kv_indices, kv_indptr=kv_indptr, page_table=page_table, **tensors)
+    op, tables = RAGGED, (page_table, swa_page_table, full_to_swa)
+    key = (op, layouts(kv_indices, kv_indptr, *tables), page_size, fill_tail)
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = RaggedPageTableProblem(
+            check_operand(op, "kv_indices", kv_indices, INTEGERS, 1, kv_indices),
+            check_operand(op, "kv_indptr", kv_indptr, INTEGERS, 1, kv_indices),
+            _tables(op, *tables, page_size, kv_indptr.shape[0] - 1, kv_indices),
+            swa_page_table is not None,
+            fill_tail,
+        )
+        remember(session.problems, key, problem)
     if session.validate:
         lengths = kv_indptr.diff()
         if int(kv_indptr[0]) < 0 or int(kv_indptr[-1]) > len(kv_indices) or (lengths < 0).any():
@@ -139,21 +135,23 @@ def req_to_token_to_page_table(
 
     Returns (page_table, swa_page_table).
     """
-    op = REQUESTS
-    problem = RequestPageTableProblem(
-        _integers(op, "req_to_token", req_to_token, 2),
-        _integers(op, "req_pool_indices", req_pool_indices, 1),
-        _integers(op, "seq_lens", seq_lens, 1),
-        _tables(op, page_table, page_size, swa_page_table, full_to_swa, seq_lens.shape[0]),
-        swa_page_table is not None,
-        fill_tail,
-    )
-    check_shape(op, "req_pool_indices", req_pool_indices, (seq_lens.shape[0],))
+    op, tables = REQUESTS, (page_table, swa_page_table, full_to_swa)
+    facts = layouts(req_to_token, req_pool_indices, seq_lens, *tables)
+    key = (op, facts, page_size, fill_tail)
+    problem = session.problems.get(key)
+    if problem is None:
+        like = req_to_token
+        problem = RequestPageTableProblem(
+            check_operand(op, "req_to_token", req_to_token, INTEGERS, 2, like),
+            check_operand(op, "req_pool_indices", req_pool_indices, INTEGERS, 1, like),
+            check_operand(op, "seq_lens", seq_lens, INTEGERS, req_pool_indices.shape, like),
+            _tables(op, *tables, page_size, seq_lens.shape[0], like),
+            swa_page_table is not None,
+            fill_tail,
+        )
+        remember(session.problems, key, problem)
     if num_draft_tokens < 0:
         bad_value(op, "num_draft_tokens", "0 or more", num_draft_tokens)
-    tensors = {"swa_page_table": swa_page_table, "full_to_swa": full_to_swa}
-    tensors |= {"req_pool_indices": req_pool_indices, "seq_lens": seq_lens}
-    check_same_device(op, req_to_token, page_table=page_table, **tensors)
     if session.validate and len(seq_lens):
         lengths = seq_lens + num_draft_tokens
         rows = int(req_pool_indices.min()), int(req_pool_indices.max())
@@ -171,23 +169,18 @@ def req_to_token_to_page_table(
     return page_table, swa_page_table
 
 
-def _integers(op: str, name: str, x: Any, dims: int) -> str:
-    """dtype of an index tensor of `dims` dimensions."""
-    check_tensor(op, name, x)
-    dtype = check_dtype(op, name, x, INTEGERS)
-    check_shape(op, name, x, (None,) * dims)
-    check_last_contiguous(op, name, x)
-    return dtype
-
-
 def _tables(
-    op: str, page_table: Any, page_size: int, swa_page_table: Any, full_to_swa: Any, rows: int
+    op: str,
+    page_table: Any,
+    swa_page_table: Any,
+    full_to_swa: Any,
+    page_size: int,
+    rows: int,
+    like: torch.Tensor,
 ) -> int:
     """Check the tables to be filled; returns page_size."""
-    check_tensor(op, "page_table", page_table)
-    check_dtype(op, "page_table", page_table, ("int32",))
-    check_last_contiguous(op, "page_table", page_table)
-    if page_table.dim() != 2 or page_table.shape[0] < rows:
+    check_operand(op, "page_table", page_table, ("int32",), 2, like)
+    if page_table.shape[0] < rows:
         bad_value(op, "page_table", f"of shape [>= {rows}, columns]", shape_text(page_table))
     if page_size < 1 or page_size & (page_size - 1):
         bad_value(op, "page_size", "a power of two", page_size)
@@ -195,14 +188,8 @@ def _tables(
         missing = "swa_page_table" if swa_page_table is None else "full_to_swa"
         bad_value(op, missing, "given with its counterpart", "None")
     if swa_page_table is not None:
-        check_tensor(op, "swa_page_table", swa_page_table)
-        check_dtype(op, "swa_page_table", swa_page_table, ("int32",))
-        check_shape(op, "swa_page_table", swa_page_table, page_table.shape)
-        check_last_contiguous(op, "swa_page_table", swa_page_table)
-        check_tensor(op, "full_to_swa", full_to_swa)
-        check_dtype(op, "full_to_swa", full_to_swa, ("int64",))
-        check_shape(op, "full_to_swa", full_to_swa, (None,))
-        check_last_contiguous(op, "full_to_swa", full_to_swa)
+        check_operand(op, "swa_page_table", swa_page_table, ("int32",), page_table.shape, like)
+        check_operand(op, "full_to_swa", full_to_swa, ("int64",), 1, like)
     return page_size
 
 

@@ -19,21 +19,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archkey.ops import _mla_checks as checks
-from archkey.ops._checks import check_no_grad, check_tensor
+from archkey.ops._checks import bad_value, check_no_grad
 from archkey.ops._contract import public
+from archkey.ops._memo import metadata, remember
+from archkey.ops._operand import layouts
 from archkey.ops._sparse_mla_contract import (
     OPERATORS,
     SparseMlaDecodeProblem,
     SparseMlaPrefillProblem,
 )
 from archkey.ops._sparse_mla_operands import (
-    attn_sink_of,
-    extra_pool,
+    as_bytes,
+    decode_problem,
+    flat_lists,
     flat_pool,
-    index_lists,
-    pool_rows,
-    queries,
-    topk_length_of,
+    prefill_problem,
     validate_lengths,
 )
 from archkey.ops.sparse_kv import (
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
     from archkey.launch import Plan
     from archkey.session import Session
+else:
+    from archkey._torch import torch
 
 __all__ = [
     "OPERATORS",
@@ -94,48 +96,38 @@ def sparse_mla_prefill(
     """
     op = "sparse_mla_prefill"
     scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
-    dtype = queries(op, q, 3, "[T, H, d]")
-    device = q.device
-    tokens, heads, head_dim = q.shape
-    kv = pool_rows(session, op, "kv", flat_pool(op, kv), kv_format, q)
-    checks.check_head_dim_v(op, head_dim_v, head_dim)
-    check_tensor(op, "indices", indices)
-    if indices.dim() == 3 and indices.shape[1] == 1:
-        indices = indices.squeeze(1)
-    topk = index_lists(op, "indices", indices, (tokens, None), device)
-    if topk_length is not None:
-        topk_length_of(op, "topk_length", topk_length, (tokens,), device)
-    if attn_sink is not None:
-        attn_sink_of(op, attn_sink, heads, device)
-    out, out_dtype = checks.out_of(op, out, (tokens, heads, head_dim_v), dtype, device)
-    lse = checks.row_stat_of(op, "lse", lse, return_lse, (tokens, heads), device)
-    max_logits = checks.row_stat_of(
-        op, "max_logits", max_logits, return_lse, (tokens, heads), device
-    )
-    check_no_grad(op, q, kv)
-    if session.validate:
-        validate_lengths(op, "topk_length", topk_length, topk)
-    problem = SparseMlaPrefillProblem(
-        dtype,
-        out_dtype,
-        kv_format,
-        heads,
-        topk,
-        head_dim,
+    key = (
+        op,
+        metadata(q, kv, out),
+        layouts(indices, topk_length, attn_sink, lse, max_logits),
         head_dim_v,
-        kv.shape[1],
-        topk_length is not None,
-        attn_sink is not None,
-        lse is not None,
-        max_logits is not None,
-        checks.is_aligned(q, kv, out),
-        session.pdl,
+        kv_format,
+        return_lse,
     )
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = prefill_problem(
+            session, q, kv, indices, head_dim_v, topk_length, attn_sink, kv_format,
+            out, lse, max_logits, return_lse,
+        )  # fmt: skip
+        remember(session.problems, key, problem)
+    if lse is not None and lse is max_logits:
+        bad_value(op, "max_logits", "another tensor than lse", "one for both")
+    if torch.is_grad_enabled():
+        check_no_grad(op, q, kv)
+    if session.validate:
+        validate_lengths(op, "topk_length", topk_length, problem.topk)
     run = session.launcher(problem)
+    if out is None:
+        out = checks.new_out(problem, q)
+    if lse is None and return_lse:
+        lse = checks.new_row_stat(q)
+    if max_logits is None and return_lse:
+        max_logits = checks.new_row_stat(q)
     if out.numel():
         run(
-            q, kv, indices, topk_length, attn_sink, scale, head_dim_v, kv_format,
-            out, max_logits, lse,
+            q, as_bytes(flat_pool(kv)), flat_lists(indices), topk_length, attn_sink, scale,
+            head_dim_v, kv_format, out, max_logits, lse,
         )  # fmt: skip
     return (out, max_logits, lse) if return_lse else out  # type: ignore[return-value]
 
@@ -180,46 +172,33 @@ def sparse_mla_decode(
     """
     op = "sparse_mla_decode"
     scale = checks.softmax_scale_of(op, softmax_scale, sm_scale)
-    dtype = queries(op, q, 4, "[B, q_len, H, d]")
-    device = q.device
-    batch, q_len, heads, head_dim = q.shape
-    tokens = batch * q_len
-    cache = checks.pages_of(op, "kv_cache", kv_cache)
-    cache = pool_rows(session, op, "kv_cache", cache, kv_format, q)
-    checks.check_head_dim_v(op, head_dim_v, head_dim)
-    topk = index_lists(op, "indices", indices, (batch, q_len, None), device)
-    if topk_length is not None:
-        topk_length_of(op, "topk_length", topk_length, (batch, tokens), device)
-    if attn_sink is not None:
-        attn_sink_of(op, attn_sink, heads, device)
-    extra, extra_topk = extra_pool(
-        session, op, q, extra_kv_cache, extra_indices, extra_topk_length, kv_format
-    )
-    out, out_dtype = checks.out_of(op, out, (batch, q_len, heads, head_dim_v), dtype, device)
-    lse = checks.row_stat_of(op, "lse", lse, return_lse, (tokens, heads), device)
-    check_no_grad(op, q, cache, extra)
-    if session.validate:
-        validate_lengths(op, "topk_length", topk_length, topk)
-        validate_lengths(op, "extra_topk_length", extra_topk_length, extra_topk)
-    problem = SparseMlaDecodeProblem(
-        dtype,
-        out_dtype,
-        kv_format,
-        heads,
-        topk,
-        head_dim,
+    key = (
+        op,
+        metadata(q, kv_cache, extra_kv_cache, out),
+        layouts(indices, topk_length, attn_sink, extra_indices, extra_topk_length, lse),
         head_dim_v,
-        cache.shape[1],
-        topk_length is not None,
-        attn_sink is not None,
-        extra_topk,
-        extra.shape[1] if extra is not None else 0,
-        extra_topk_length is not None,
-        lse is not None,
-        checks.is_aligned(q, cache, out, *((extra,) if extra is not None else ())),
-        session.pdl,
+        kv_format,
+        return_lse,
     )
-    run = checks.runner(session, op, problem, plan)
+    problem = session.problems.get(key)
+    if problem is None:
+        problem = decode_problem(
+            session, q, kv_cache, indices, head_dim_v, kv_format, topk_length, attn_sink,
+            extra_kv_cache, extra_indices, extra_topk_length, out, lse, return_lse,
+        )  # fmt: skip
+        remember(session.problems, key, problem)
+    if torch.is_grad_enabled():
+        check_no_grad(op, q, kv_cache, extra_kv_cache)
+    if session.validate:
+        validate_lengths(op, "topk_length", topk_length, problem.topk)
+        validate_lengths(op, "extra_topk_length", extra_topk_length, problem.extra_topk)
+    run = session.launcher(problem) if plan is None else checks.planned(op, plan, problem)
+    cache = as_bytes(checks.pages_of(kv_cache))
+    extra = None if extra_kv_cache is None else as_bytes(checks.pages_of(extra_kv_cache))
+    if out is None:
+        out = checks.new_out(problem, q)
+    if lse is None and return_lse:
+        lse = checks.new_row_stat(q)
     if out.numel():
         run(
             q, cache, indices, topk_length, attn_sink, extra, extra_indices, extra_topk_length,
