@@ -110,12 +110,13 @@ def _show(rows: list[Row]) -> None:
 
 
 def _cell(row: Row) -> Text:
-    """Kernel, by its short name where it comes from the target's own plugin, and level."""
+    """Kernel, without its plugin's name if that is the target's own or the default, and level."""
     from rich.text import Text  # the caller has paid for rich
 
     if row["kernel"] is None:
         return Text("none", "red")
-    name = row["kernel"].removeprefix(row["target"] + ":") + "*" * row["degraded"]
+    name = row["kernel"].removeprefix(f"{row['target']}:").removeprefix(f"{DEFAULT}:")
+    name += "*" * row["degraded"]
     level = "" if row["level"] == NOT_RUN else f"\n{row['level']}"
     return Text(name + level, "yellow" if row["degraded"] else "green")
 
