@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import archkey
-from archkey.conformance.cases import rmsnorm as cases
+from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.judge import judge
 from archkey.session import session_of
 

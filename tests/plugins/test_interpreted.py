@@ -13,7 +13,7 @@ import torch
 
 import archkey
 from archkey.conformance.case import Case, Maker
-from archkey.conformance.cases import rmsnorm as cases
+from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.judge import judge
 
 TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case: one operator at the shapes of one real model, with inputs made from a seed."""
+"""A case: one operator at one set of shapes, with inputs made from a seed."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ class Maker:
         """Uniform integers in [low, high)."""
         return torch.randint(low, high, shape, generator=self._generator).to(self.device, dtype)
 
+    def far(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """The same values, so far apart along `dim` that the last lies past element 2^31.
+
+        What is between them is never touched, so on a CPU it takes no memory. For a kernel that
+        multiplies an index by a stride in 32 bits the last entry is somewhere else.
+        """
+        size, strides = list(tensor.shape), list(tensor.stride())
+        strides[dim] = -(-(2**31) // (size[dim] - 1)) + 127 & ~127  # rows stay aligned
+        span = sum((n - 1) * stride for n, stride in zip(size, strides, strict=True)) + 1
+        room = torch.empty(span, dtype=tensor.dtype, device=self.device)
+        return room.as_strided(size, strides).copy_(tensor)
+
     def tensor(self, values: Any, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         """Given values, on the device."""
         return torch.tensor(values, dtype=dtype, device=self.device)
@@ -43,9 +55,19 @@ class Maker:
 
 @dataclass(frozen=True)
 class Case:
-    """`inputs(maker)` gives the keyword arguments of the operator's public function."""
+    """`inputs(maker)` gives the keyword arguments of the operator's public function.
+
+    The case of a real model has the model's sizes. An edge case has real widths and few rows, is
+    made to break what is easily done wrong, and is small enough for an interpreter.
+    """
 
     operator: str
-    model: str  # "DeepSeek-V3 TP8"
+    model: str  # "DeepSeek-V3 TP8"; of an edge case what it is about: "window of one key"
     label: str  # sizes: "B=4, kv 1k-2k, H=16, page 64, bf16"
     inputs: Callable[[Maker], Mapping[str, Any]]
+    edge: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique among the cases of its operator."""
+        return f"{self.model}: {self.label}" if self.model else self.label

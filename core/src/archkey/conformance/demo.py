@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases import CASES
+from archkey.conformance.cases import cases_of
 from archkey.conformance.judge import Result, judge
 from archkey.errors import UnknownName
 from archkey.session import Session
@@ -15,11 +15,12 @@ __all__ = ["chosen", "run"]
 
 
 def chosen(session: Session, operators: Collection[str] | None = None) -> list[Case]:
-    """The cases of `operators` (default: all), in the order of the families."""
+    """The real models' cases of `operators` (default: all), in the order of the families."""
     for name in operators or ():
         if name not in session.operators:
             raise UnknownName("operator", name, session.operators)
-    return [case for case in CASES if operators is None or case.operator in operators]
+    wanted = [o for name, o in session.operators.items() if operators is None or name in operators]
+    return [case for operator in wanted for case in cases_of(operator) if not case.edge]
 
 
 def run(session: Session, operators: Collection[str] | None = None) -> Iterator[Result]:

@@ -45,6 +45,7 @@ class Operator:
     reference  "module:function": plain torch; takes `inputs` by name and `compute_dtype`, returns
                `outputs` unrounded
     function   "module:function": the public function, session first
+    cases      the module of its exam cases, see `archkey.conformance.cases`; "" if it has none
     examples   Problems of real models, by a short label
     """
 
@@ -55,6 +56,7 @@ class Operator:
     outputs: tuple[str, ...]
     reference: str
     function: str
+    cases: str = ""
     examples: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

@@ -166,6 +166,7 @@ OPERATORS = (
         outputs=("o", "final_state", "h", "track_state"),
         reference="archkey.reference.kda:chunk_kda",
         function="archkey.ops.kda:chunk_kda",
+        cases="archkey.conformance.cases.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4": _kimi(ChunkKdaProblem, 8),
@@ -191,6 +192,7 @@ OPERATORS = (
         outputs=("o", "final_state"),
         reference="archkey.reference.kda:fused_recurrent_kda",
         function="archkey.ops.kda:fused_recurrent_kda",
+        cases="archkey.conformance.cases.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4 decode": _kimi(FusedRecurrentKdaProblem, 8, in_place=True),
@@ -228,6 +230,7 @@ OPERATORS = (
         outputs=("out", "initial_state"),
         reference="archkey.reference.kda:kda_packed_decode",
         function="archkey.ops.kda:kda_packed_decode",
+        cases="archkey.conformance.cases.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4": KdaPackedDecodeProblem(*_LINEAR, 8, 8, 128, 128),

@@ -103,6 +103,7 @@ OPERATORS = (
         outputs=("out", "lse"),
         reference="archkey.reference.mla:mla_decode",
         function="archkey.ops.mla:mla_decode",
+        cases="archkey.conformance.cases.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP1": MlaDecodeProblem(*_BF16, 128),
@@ -141,6 +142,7 @@ OPERATORS = (
         outputs=("out", "lse"),
         reference="archkey.reference.mla:mla_prefill",
         function="archkey.ops.mla:mla_prefill",
+        cases="archkey.conformance.cases.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP8": MlaPrefillProblem("bfloat16", "bfloat16", 16, 16),
@@ -160,6 +162,7 @@ OPERATORS = (
         outputs=("out", "lse"),
         reference="archkey.reference.mla:merge_attn_states",
         function="archkey.ops.mla:merge_attn_states",
+        cases="archkey.conformance.cases.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP8": MergeAttnStatesProblem("bfloat16", "bfloat16", 16, 128),

@@ -71,6 +71,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.rmsnorm:rmsnorm",
         function="archkey.ops.rmsnorm:rmsnorm",
+        cases="archkey.conformance.cases.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 hidden": RmsNormProblem(*_BF16, 7168),
@@ -90,6 +91,7 @@ OPERATORS = (
         outputs=("out", "residual_out"),
         reference="archkey.reference.rmsnorm:fused_add_rmsnorm",
         function="archkey.ops.rmsnorm:fused_add_rmsnorm",
+        cases="archkey.conformance.cases.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3": FusedAddRmsNormProblem("bfloat16", *_BF16, 7168),
@@ -116,6 +118,7 @@ OPERATORS = (
         outputs=("q_out", "k_out"),
         reference="archkey.reference.rmsnorm:fused_qk_rmsnorm",
         function="archkey.ops.rmsnorm:fused_qk_rmsnorm",
+        cases="archkey.conformance.cases.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 q_a, kv_a": FusedQkRmsNormProblem(*_BF16, 1536, 512),

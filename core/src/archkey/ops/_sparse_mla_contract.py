@@ -124,6 +124,7 @@ OPERATORS = (
         outputs=("out", "max_logits", "lse"),
         reference="archkey.reference.sparse_mla:sparse_mla_prefill",
         function="archkey.ops.sparse_mla:sparse_mla_prefill",
+        cases="archkey.conformance.cases.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 TP1": SparseMlaPrefillProblem(*_BF16, "bf16", 128, 2048),
@@ -155,6 +156,7 @@ OPERATORS = (
         outputs=("out", "lse"),
         reference="archkey.reference.sparse_mla:sparse_mla_decode",
         function="archkey.ops.sparse_mla:sparse_mla_decode",
+        cases="archkey.conformance.cases.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 TP1": SparseMlaDecodeProblem(*_BF16, "fp8_v32", 128, 2048),
@@ -185,6 +187,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.sparse_mla:quantize_sparse_kv",
         function="archkey.ops.sparse_kv:quantize_sparse_kv",
+        cases="archkey.conformance.cases.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2": QuantizeSparseKvProblem("bfloat16", "fp8_v32"),
@@ -203,6 +206,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.sparse_mla:dequantize_sparse_kv",
         function="archkey.ops.sparse_kv:dequantize_sparse_kv",
+        cases="archkey.conformance.cases.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 prefix": DequantizeSparseKvProblem(
@@ -222,6 +226,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.sparse_mla:logical_to_physical_indices",
         function="archkey.ops.sparse_kv:logical_to_physical_indices",
+        cases="archkey.conformance.cases.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 page 64": LogicalToPhysicalIndicesProblem(64, 2048),

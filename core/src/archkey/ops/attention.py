@@ -242,6 +242,7 @@ OPERATORS = (
         outputs=("out", "lse"),
         reference="archkey.reference.attention:unified_attention",
         function="archkey.ops.attention:unified_attention",
+        cases="archkey.conformance.cases.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 TP4 decode": _example("bfloat16", 8, 1, 256),

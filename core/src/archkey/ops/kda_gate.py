@@ -257,6 +257,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.kda:kda_gate",
         function="archkey.ops.kda_gate:kda_gate",
+        cases="archkey.conformance.cases.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP8": KdaGateProblem("bfloat16", "float32", 4, 128),
@@ -281,6 +282,7 @@ OPERATORS = (
         outputs=("out",),
         reference="archkey.reference.kda:kda_gate_chunk_cumsum",
         function="archkey.ops.kda_gate:kda_gate_chunk_cumsum",
+        cases="archkey.conformance.cases.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP8": KdaGateChunkCumsumProblem(

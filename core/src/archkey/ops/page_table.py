@@ -214,6 +214,7 @@ OPERATORS = (
         outputs=("page_table", "swa_page_table"),
         reference="archkey.reference.attention:ragged_kv_indices_to_page_table",
         function="archkey.ops.page_table:ragged_kv_indices_to_page_table",
+        cases="archkey.conformance.cases.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 verify, page 16": RaggedPageTableProblem("int32", "int32", 16),
@@ -232,6 +233,7 @@ OPERATORS = (
         outputs=("page_table", "swa_page_table"),
         reference="archkey.reference.attention:req_to_token_to_page_table",
         function="archkey.ops.page_table:req_to_token_to_page_table",
+        cases="archkey.conformance.cases.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 verify, page 16": RequestPageTableProblem("int32", "int64", "int64", 16),

@@ -254,6 +254,7 @@ OPERATORS = (
         outputs=("out", "out_scale", "unquantized_out", "residual_out", "x2_out"),
         reference="archkey.reference.rmsnorm:rmsnorm_quant",
         function="archkey.ops.rmsnorm_quant:rmsnorm_quant",
+        cases="archkey.conformance.cases.rmsnorm_quant",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 hidden, FP8 blocks": RmsNormQuantProblem(

@@ -1,12 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases by family, at the shapes of real models."""
+"""Cases, found through their operator: `Operator.cases` names a module, a vendor's own too.
+
+The module has `CASES`, a tuple of `Case`, and may have `random(operator, size)`, which gives a
+hypothesis strategy of Cases.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from archkey.conformance.case import Case
-from archkey.conformance.cases import attention, kda, mla, rmsnorm, rmsnorm_quant, sparse_mla
 
-_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda)
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
 
-CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
-"""Every case, family by family."""
+    from archkey.ops import Operator
+
+__all__ = ["cases_of", "random_of"]
+
+
+def cases_of(operator: Operator) -> tuple[Case, ...]:
+    """The listed cases of `operator`; none if it names no module."""
+    if not operator.cases:
+        return ()
+    module = importlib.import_module(operator.cases)
+    return tuple(case for case in module.CASES if case.operator == operator.name)
+
+
+def random_of(operator: Operator, size: int = 1) -> SearchStrategy[Case] | None:
+    """Random cases of `operator`; None if its module has none. Needs hypothesis.
+
+    size: 1 for what an interpreter works through in a second, more on real hardware.
+    """
+    module = importlib.import_module(operator.cases) if operator.cases else None
+    make = getattr(module, "random", None)
+    return make(operator.name, size) if make else None

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Case, Maker
-from archkey.conformance.cases.mla import DEEPSEEK_SCALE, GLM_SCALE, paged_slots, small
+from archkey.conformance.cases.mla.models import DEEPSEEK_SCALE, GLM_SCALE, paged_slots, small
 from archkey.formats.sparse_kv import empty_cache, packed, store
 
 __all__ = ["CASES"]
