@@ -88,6 +88,7 @@ class Build:
         self.operator = operator
         self.kernel = kernel
         self.versions = versions
+        self.programs: list[Program] = []
         self.compiled: list[Compiled] = []
 
     def tuning(self, problem: Any) -> Any:
@@ -98,6 +99,7 @@ class Build:
 
     def compile(self, program: Program) -> Launch:
         """Compile `program` for this device's target; returns `launch(grid, *arguments)`."""
+        self.programs.append(program)
         if interpreting():
             return _interpreted(program)
         compiled = compile_for(program, self.device)
@@ -111,11 +113,14 @@ class Plan:
     """A problem bound to a kernel. `plan.run(*inputs, *outputs)` is the kernel's own function:
 
     no check, no allocation, no host synchronisation; it can be captured in a CUDA or HIP graph.
+    `programs` are the Triton bodies it launches, `compiled` the same as machine code, unless they
+    are interpreted.
     """
 
     problem: Any
     decision: Decision
     run: Run
+    programs: tuple[Program, ...] = ()
     compiled: tuple[Compiled, ...] = ()
 
 
@@ -126,7 +131,7 @@ def bind(problem: Any, decision: Decision, build: Build) -> Plan:
         raise TypeError(f"{build.kernel.build} must return a function, found {run!r:.200}")
     if build.device.source == "pretend" and not interpreting():
         run = _refuse_pretended(build.device)
-    return Plan(problem, decision, run, tuple(build.compiled))
+    return Plan(problem, decision, run, tuple(build.programs), tuple(build.compiled))
 
 
 def interpreting() -> bool:

@@ -2,7 +2,8 @@
 """Run one case through its public function and judge every output against float64.
 
 The judge taps the one point where all operators meet: the launch. There it sees the kernel's
-inputs and outputs by name, so that no operator needs glue of its own - a vendor's neither.
+inputs and outputs by name, so that no operator needs glue of its own - a vendor's neither. The
+kernel runs on copies between poisoned guards, with outputs that start as NaN.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Case, Maker
-from archkey.conformance.tolerances import distance, tolerance
+from archkey.conformance.guard import Guarded, poison
+from archkey.conformance.tolerances import bound, distance
+from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
-from archkey.selection import Decision
+from archkey.selection import Code, Decision
 from archkey.session import Session
 
 __all__ = ["Result", "judge", "torch_device"]
@@ -26,7 +29,10 @@ __all__ = ["Result", "judge", "torch_device"]
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a case. `error` and `tolerance` are those of its worst output."""
+    """What became of a case. `error` and `tolerance` are those of its worst output.
+
+    skipped: the kernel that was asked for does not accept the problem; `reason` says why.
+    """
 
     operator: str
     model: str
@@ -39,6 +45,7 @@ class Result:
     passed: bool
     seconds: float
     reason: str
+    skipped: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All fields; an infinite error is the text "inf", since JSON has no such number."""
@@ -46,11 +53,16 @@ class Result:
         return {**self.__dict__, "error": error}
 
 
+class Fault(Exception):
+    """A kernel did what no kernel may do, whatever its numbers are."""
+
+
 class _Tap:
     """Stands in for a session during one call, and keeps what the kernel reads and writes."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, kernel: str | None, level: str, runs: int) -> None:
         self._session = session
+        self._kernel, self._level, self._runs = kernel, level, runs
         self.decision: Decision | None = None
         self.seconds = 0.0
         self.errors: list[tuple[float, float, str]] = []
@@ -60,9 +72,10 @@ class _Tap:
 
     def launcher(self, problem: Any) -> Callable[..., None]:
         """The bound kernel, wrapped: truth first, then the kernel on poisoned outputs."""
-        run = self._session.launcher(problem)
-        self.decision = self._session.decide(problem)
+        plan = self._session.plan(problem, kernel=self._kernel)
+        self.decision = plan.decision
         operator = self._session.operators[problem.operator]
+        names = (*operator.inputs, *operator.outputs)
 
         def tapped(*arguments: Any) -> None:
             inputs = arguments[: len(operator.inputs)]
@@ -70,37 +83,77 @@ class _Tap:
             truth = resolve(operator.reference)(
                 **dict(zip(operator.inputs, inputs, strict=True)), compute_dtype=torch.float64
             )
-            _poison(inputs, outputs)
-            self.seconds = _timed(run, arguments)
-            for name, out, want in zip(operator.outputs, outputs, truth, strict=True):
+            written = self._run(plan.run, names, arguments, len(outputs))
+            fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
+            for name, out, new, want in zip(
+                operator.outputs, outputs, written, truth, strict=True
+            ):
                 if out is not None:
-                    allowed = tolerance(operator.name, name, out.dtype).value
-                    self.errors.append((distance(out, want), allowed, name))
+                    allowed = bound(operator.name, name, out.dtype, self._level, fp8).value
+                    self.errors.append((distance(new, want), allowed, name))
+                    out.copy_(new)
 
         return tapped
 
+    def _run(
+        self, run: Callable[..., None], names: tuple[str, ...], arguments: Any, outputs: int
+    ) -> list[Any]:
+        """The outputs of `run`, as often as asked for: the bits must be the same every time."""
+        first: list[Any] = []
+        for _ in range(self._runs):
+            guarded = Guarded(names, arguments, outputs)
+            inputs = guarded.arguments[: len(arguments) - outputs]
+            written = guarded.arguments[len(arguments) - outputs :]
+            _poison(inputs, written)
+            guarded.watch()
+            self.seconds = _timed(run, guarded.arguments)
+            if fault := guarded.trespass():
+                raise Fault(fault)
+            for name, one, other in zip(names[-outputs:], first, written, strict=False):
+                if one is not None and not _same_bits(one, other):
+                    raise Fault(f"two runs on the same inputs differ in {name}")
+            first = first or written
+        return first
 
-def judge(session: Session, case: Case, seed: int = 0) -> Result:
-    """Run `case` on `session`. An exception is a result that did not pass, with its reason."""
-    tap = _Tap(session)
+
+def judge(
+    session: Session,
+    case: Case,
+    seed: int = 0,
+    *,
+    kernel: str | None = None,
+    level: str = "device",
+    runs: int = 1,
+) -> Result:
+    """Run `case` on `session`. An exception is a result that did not pass, with its reason.
+
+    kernel  the id of the kernel to judge; default: the one that `session` would choose
+    level   the exam's level, which tolerances depend on
+    runs    how often the kernel runs on the same inputs; the bits must not differ
+    """
+    tap = _Tap(session, kernel, level, runs)
     fp8 = session.fp8 if session.fp8 in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
-    error, allowed, reason = float("inf"), 0.0, ""
+    error, allowed, reason, passed, skipped = float("inf"), 0.0, "", False, False
     try:
         inputs = case.inputs(Maker(torch_device(session), seed, fp8))
         implementation = resolve(session.operators[case.operator].function).__wrapped__
         with torch.inference_mode():
             implementation(tap, **inputs)
         # The output that is worst for what it may be; exact ones count as 0 or infinitely bad.
+        if not tap.errors:
+            raise Fault("the operator launched no kernel, or one without outputs")
         error, allowed, reason = max(tap.errors, key=lambda e: (e[0] > e[1], e[0]))
+        passed = all(e <= limit for e, limit, _ in tap.errors)
     except Exception as failure:  # a kernel may raise anything, and the next case still runs
         reason = f"{type(failure).__name__}: {failure}"
-    passed = bool(tap.errors) and all(e <= limit for e, limit, _ in tap.errors)
+        if refusal := _refusal(failure, kernel):
+            skipped, reason = True, refusal
     decision = tap.decision
     return Result(
         operator=case.operator,
         model=case.model,
         problem=case.label,
-        kernel=decision.chosen.id if decision and decision.chosen else "none",
+        kernel=kernel or (decision.chosen.id if decision and decision.chosen else "none"),
         why=headline(decision) if decision else "",
         degraded=bool(decision and decision.degraded),
         error=error,
@@ -108,6 +161,7 @@ def judge(session: Session, case: Case, seed: int = 0) -> Result:
         passed=passed,
         seconds=tap.seconds,
         reason=reason,
+        skipped=skipped,
     )
 
 
@@ -120,20 +174,34 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def _poison(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+def _refusal(failure: Exception, kernel: str | None) -> str:
+    """Why the kernel that was asked for refused the problem; "" if it did not refuse."""
+    if not isinstance(failure, Unsupported) or failure.decision is None or kernel is None:
+        return ""
+    for rejection in failure.decision.rejected:
+        if rejection.kernel == kernel and rejection.code is not Code.BUILD:
+            return f"not accepted: {rejection.required}; found {rejection.found}"
+    return ""
+
+
+def _poison(inputs: list[Any], outputs: list[Any]) -> None:
     """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
     read = {
         t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()
     }
     for out in outputs:
         if out is not None and out.untyped_storage().data_ptr() not in read:
-            if out.dtype.is_floating_point:
-                out.fill_(float("nan"))
-            else:
-                out.view(torch.uint8).fill_(0xA5)
+            poison(out)
 
 
-def _timed(run: Callable[..., None], arguments: tuple[Any, ...]) -> float:
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    def bits(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous().view(torch.uint8)
+
+    return torch.equal(bits(one), bits(other))
+
+
+def _timed(run: Callable[..., None], arguments: list[Any]) -> float:
     """Seconds of one run, up to the end of the device's work."""
     on_gpu = any(isinstance(a, torch.Tensor) and a.is_cuda for a in arguments)
     if on_gpu:
