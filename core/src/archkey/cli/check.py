@@ -129,7 +129,7 @@ def _hold(
                 outcomes,
                 complete=complete,
                 date=datetime.now(timezone.utc).date().isoformat(),
-                device=find_device(subject.target).to_json() if level is Level.DEVICE else None,
+                device=_device(subject) if level is Level.DEVICE else None,
                 versions=_versions(subject),
                 sources=exam.sources(subject),
             )
@@ -138,6 +138,12 @@ def _hold(
             if not complete:
                 break
     return complete
+
+
+def _device(subject: Subject) -> dict[str, Any]:
+    """The device, without what tells one card from its twin."""
+    facts = find_device(subject.target).to_json()
+    return {name: value for name, value in facts.items() if name not in ("uuid", "index")}
 
 
 def _versions(subject: Subject) -> dict[str, str]:

@@ -19,10 +19,14 @@ from archkey.plugins import State
 from archkey.session import Session
 from archkey.settings import settings
 
-__all__ = ["NAME", "highest", "keep", "own_path", "records", "standings"]
+__all__ = ["NAME", "Records", "highest", "keep", "own_path", "records", "standings"]
 
 NAME = "evidence.json"
 """A plugin's record, in its top-level package."""
+
+
+Records = list[tuple[Path, dict[str, Any]]]
+"""Where each lies, and what is in it."""
 
 
 def own_path(subject: str) -> Path:
@@ -50,7 +54,7 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
 _ORDER = [level.value for level in Level]
 
 
-def records(session: Session) -> list[tuple[Path, dict[str, Any]]]:
+def records(session: Session) -> Records:
     """Records on this session's target: those the plugins ship, then the user's own.
 
     Raises RecordError for one that cannot be understood.
@@ -66,9 +70,7 @@ def records(session: Session) -> list[tuple[Path, dict[str, Any]]]:
     return [(path, record) for path, record in found if record and record["target"] == target]
 
 
-def standings(
-    session: Session, kernel: Kernel, known: list[tuple[Path, dict[str, Any]]]
-) -> dict[Level, Standing]:
+def standings(session: Session, kernel: Kernel, known: Records) -> dict[Level, Standing]:
     """The best of what the `known` records say of `kernel`, by level."""
     code = digest(kernel, session.operators[kernel.operator])
     best: dict[Level, Standing] = {}
