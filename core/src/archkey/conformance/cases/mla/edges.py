@@ -35,6 +35,11 @@ _DECODE: tuple[tuple[str, Iterable[Decode]], ...] = (
         (f"page {page}", (replace(_D, kv_lens=(33, 131), page=page),))
         for page in (1, 16, 32, 64, 128)
     ),
+    (
+        "unused slots are NaN",
+        (_D, replace(_D, kv_lens=(1, 65), q_lens=2), replace(_D, cache="fp8")),
+    ),
+    ("unused table entries name no page", (replace(_D, kv_lens=(5, 90, 0), page=16),)),
     ("pages just full", (replace(_D, kv_lens=(n, 128)) for n in (63, 64, 65))),
     ("fewer keys than a page", (replace(_D, kv_lens=(1, 2, 15), page=128),)),
     ("sequence without keys", (replace(_D, kv_lens=(0, 37, 0), q_lens=n) for n in (1, 4))),
@@ -52,6 +57,7 @@ _DECODE: tuple[tuple[str, Iterable[Decode]], ...] = (
     ("window of one key", (replace(_D, window=0, page=page) for page in (16, 64))),
     ("window", (replace(_D, window=n, page=16) for n in (1, 15, 16, 35, 36, 37, 68, 69))),
     ("window of ragged queries", (replace(_D, window=20, q_lens=(1, 0), page=16),)),
+    ("width 576", (_D, replace(_D, heads=9, page=1))),
     ("width 512", (replace(_D, width=512), replace(_D, width=512, heads=9, page=1))),
     ("V is not 512 columns", (replace(_D, head_dim_v=n) for n in (576, 448, 100, 17))),
     ("float16", (replace(_D, dtype="fp16", q_lens=2),)),

@@ -82,7 +82,8 @@ class Decode:
         """Keyword arguments."""
         table, cache = self._paged(make)
         q, ragged = self._queries(make)
-        rows, given = q.shape[:-2].numel(), {}
+        rows = q.shape[:-2].numel()
+        given: dict[str, Any] = {}
         if self.out:
             out = empty(make, *q.shape[:-1], self.head_dim_v, dtype=DTYPES[self.out])
             given["out"] = make.far(out) if self.far == "out" else stretched(make, out, self.gap)
@@ -270,9 +271,8 @@ class Merge:
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
-        tokens, heads = self.tokens, self.heads
+        tokens, heads, call = self.tokens, self.heads, dict[str, Any]()
         turn = torch.arange(tokens)[:, None] + torch.arange(heads)
-        call: dict[str, Any] = {}
         for part, name in enumerate("ab"):
             base = torch.tensor([pair[part] for pair in self.pairs])[turn % len(self.pairs)]
             lse = base.to(make.device) + make.randn(tokens, heads, dtype=torch.float32)
@@ -282,8 +282,8 @@ class Merge:
             call[f"out_{name}"] = self._laid(make, f"out_{name}", out.to(DTYPES[self.dtype]))
             call[f"lse_{name}"] = self._laid(make, f"lse_{name}", lse)
         if self.in_place:
-            out_part, lse_part = self.in_place
-            return {**call, "out": call[f"out_{out_part}"], "lse": call[f"lse_{lse_part}"]}
+            one, other = tuple(self.in_place)
+            return {**call, "out": call[f"out_{one}"], "lse": call[f"lse_{other}"]}
         if self.out:
             out = empty(make, tokens, heads, self.width, dtype=DTYPES[self.out])
             call["out"] = self._laid(make, "out", out)

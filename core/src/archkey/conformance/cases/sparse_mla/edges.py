@@ -52,10 +52,15 @@ _PREFILL: tuple[tuple[str, Iterable[SparsePrefill]], ...] = (
         for page in (1, 2, 48, 64)
     ),
     *(
-        (f"{fmt['kv_format']}, scales between powers of two", calls)
+        (f"format {fmt['kv_format']}", calls)
         for fmt in _PACKED
         for calls in ((replace(_P, **fmt, **_PAGED), replace(_P, **fmt, lists="holes")),)
     ),
+    (
+        "scales between powers of two",
+        (replace(_P, **fmt, **_PAGED, lists="full") for fmt in _PACKED[:2]),
+    ),
+    ("FP8 codes of the device", (replace(_P, **fmt, **_PAGED) for fmt in _PACKED)),
     ("rows apart", (replace(_P, gap=gap, out="bf16") for gap in (16, 3))),
     ("packed blocks apart", (replace(_P, **fmt, **_PAGED, gap=16) for fmt in _PACKED)),
     ("head-major LSE", (replace(_P, lse="head-major"),)),
@@ -99,10 +104,8 @@ _DECODE: tuple[tuple[str, Iterable[SparseDecode]], ...] = (
         (f"page {page}", (replace(_D, **fmt, page=page, blocks=130 // page + 2) for fmt in _PACKED))
         for page in (1, 2, 16, 48, 576)
     ),
-    *(
-        (f"{fmt['kv_format']}, scales between powers of two", (replace(_D, **fmt, lists="full"),))
-        for fmt in _PACKED
-    ),
+    *((f"format {fmt['kv_format']}", (replace(_D, **fmt, lists="full"),)) for fmt in _PACKED),
+    ("scales between powers of two", (replace(_D, **fmt, k=70) for fmt in _PACKED[:2])),
     ("FP8 codes of the device", (replace(_D, **fmt) for fmt in _PACKED)),
     ("width 512", (replace(_B, width=512),)),
     ("rows apart", (replace(_B, gap=gap, out="bf16", q_len=2) for gap in (16, 3))),
@@ -125,6 +128,7 @@ _MODES = (("fp8_v32", "fp32"), ("fp8_v32_nope", "fp32"), ("fp8_model1", "pow2"))
 _QUANTIZE: tuple[tuple[str, Iterable[Quantize]], ...] = (
     ("thirty tokens", (_Q,)),
     *((f"format {f}", (replace(_Q, kv_format=f, scale_mode=m),)) for f, m in _MODES),
+    ("scales between powers of two", (replace(_Q, kv_format=f) for f, _ in _MODES[:2])),
     ("scales rounded up to powers of two", (replace(_Q, scale_mode="pow2"),)),
     ("tiles of zeros", (replace(_Q, values="zeros", kv_format=f, scale_mode=m) for f, m in _MODES)),
     ("values that underflow", (replace(_Q, values="tiny"),)),
@@ -162,7 +166,8 @@ _R = Dequantize(9)
 _FORMATS = tuple(fmt["kv_format"] for fmt in _PACKED)
 _DEQUANTIZE: tuple[tuple[str, Iterable[Dequantize]], ...] = (
     ("nine tokens", (_R,)),
-    *((f"{f}, scales between powers of two", (replace(_R, kv_format=f),)) for f in _FORMATS),
+    *((f"format {f}", (replace(_R, kv_format=f),)) for f in _FORMATS),
+    ("scales between powers of two", (replace(_R, tokens=40, kv_format=f) for f in _FORMATS[:2])),
     ("FP8 codes of the device", (replace(_R, kv_format=f, tokens=20) for f in _FORMATS)),
     ("slots outside the cache", (replace(_R, slots=slots) for slots in ("int32", "int64"))),
     ("one token", (replace(_R, tokens=1),)),
