@@ -39,6 +39,11 @@ class Device:
     driver: str | None = None
     """The driver's version."""
 
+    @property
+    def torch_kind(self) -> str:
+        """The type of torch device that its tensors are on; torch calls an AMD GPU "cuda" too."""
+        return "cuda" if self.target.platform in ("cuda", "rocm") else self.target.platform
+
     def to_json(self) -> dict[str, str | int | None]:
         """All fields as JSON values; the target as text that `Target.parse` reads."""
         return {**vars(self), "target": str(self.target)}
