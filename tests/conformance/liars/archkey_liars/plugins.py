@@ -58,7 +58,7 @@ def _claims(name: str, value: object) -> Liar:
     return Liar("rmsnorm", "lies:honest", facts=(Capability(name, value, "brochure", "it sells"),))
 
 
-_HEADS = (is_("heads", 1),)
+_HEADS = (is_("heads", 1), is_("cast_before_weight", False))
 _PLAIN = (
     is_("kv_format", "fp8_v32"),
     is_("out_dtype", "bfloat16"),

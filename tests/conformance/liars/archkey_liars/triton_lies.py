@@ -9,6 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from archkey.kernels.rmsnorm import _rows
 from archkey.launch import Build, Program
 
 
@@ -44,8 +45,10 @@ def _rmsnorm(wide: bool) -> Callable[[Any, Build], Callable[..., None]]:
         )
 
         def run(x: Any, weight: Any, eps: float, bias: float, cast: bool, out: Any) -> None:
-            if x.shape[0]:
-                launch((x.shape[0], 1, 1), x, weight, out, x.stride(0), out.stride(0), eps, bias)
+            rows, x_stride, _ = _rows(x, 1)
+            if rows:
+                strides = x_stride, _rows(out, 1)[1]
+                launch((rows, 1, 1), x, weight, out, *strides, eps, bias)
 
         return run
 
