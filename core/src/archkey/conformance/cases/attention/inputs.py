@@ -100,6 +100,7 @@ class Attention:
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
         q_lens, kv_lens = ([pair[i] for pair in self.lengths] for i in (0, 1))
+        vectors = self._vectors(make)  # first: they too are the same for any later sequences
         q, keys, values = self._sequences(make)
         k, v, table = self._paged(make, keys, values)
         descales = {
@@ -126,7 +127,8 @@ class Attention:
             **descales,
             "output_scale": factor(make, self.output_scale, self.output_kind),
             "kv_layout": self.layout,
-            **self._vectors(make),
+            **vectors,
+            **self._bias(make),
             **self._lse(make, len(q)),
             **self._workspace(make, len(q)),
         }
@@ -209,7 +211,7 @@ class Attention:
         return tuple(caches)
 
     def _vectors(self, make: Maker) -> dict[str, torch.Tensor]:
-        """What has a number a head, and the bias between queries."""
+        """What has a number a head."""
         given: dict[str, torch.Tensor] = {}
         heads = self.heads[0]
         if self.alibi:
@@ -218,12 +220,12 @@ class Attention:
             sinks = make.randn(heads, dtype=torch.float32) + max(self.sink, -1e30)
             sinks[1::2] = -torch.inf if self.sink == -torch.inf else sinks[1::2]
             given["sinks"] = sinks.to(DTYPES[self.sinks])
-        if self.bias:
-            given["qq_bias"] = self._laid(make, "bias", self._query_bias(make))
         return given
 
-    def _query_bias(self, make: Maker) -> torch.Tensor:
+    def _bias(self, make: Maker) -> dict[str, torch.Tensor]:
         """`[Q, Q]` with numbers where a query can see the other."""
+        if not self.bias:
+            return {}
         n = max((q_len for q_len, _ in self.lengths), default=0)
         most = max(n, self.most_q) + self.bias_room
         bias = empty(make, most, most, dtype=DTYPES[self.bias])
@@ -235,7 +237,7 @@ class Attention:
             numbers[n // 2] = -torch.inf
         seen = torch.ones(n, n, dtype=torch.bool, device=make.device).tril()
         bias[:n, :n][seen] = numbers[seen]
-        return bias
+        return {"qq_bias": self._laid(make, "bias", bias)}
 
     def _lse(self, make: Maker, tokens: int) -> dict[str, torch.Tensor]:
         if not self.lse:
