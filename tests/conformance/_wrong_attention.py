@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mistakes of attention kernels and of page-table builders, each with the cases that must see it.
+
+A row is (what is wrong, what the case's name says, the wrong kernel).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tests.conformance._wrong import Wrong, given, in_32_bits, nothing_past_2_31, packed
+
+from archkey.reference import attention as reference
+
+LN2 = math.log(2)
+
+
+def mutant(*edits: tuple[str, str]) -> Wrong:
+    """The reference with pieces of its text replaced."""
+    source = inspect.getsource(reference.unified_attention)
+    for old, new in edits:
+        assert source.count(old) == 1, f"the reference changed: {old!r}"
+        source = source.replace(old, new)
+    space = dict(vars(reference))
+    exec(source, space)
+    return lambda right, inputs, outputs: space["unified_attention"](**inputs)
+
+
+def results(change: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]) -> Wrong:
+    """`change(out, lse, inputs)` of what is right."""
+    return lambda right, inputs, outputs: change(*right(**inputs), inputs)
+
+
+def nan_where(rows: Callable[[Any, dict[str, Any]], torch.Tensor]) -> Wrong:
+    """Rows `[T]` or `[T, H]` that a kernel leaves as they were."""
+
+    def change(out: Any, lse: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        unwritten = rows(lse, inputs)
+        unwritten = unwritten if unwritten.ndim == 2 else unwritten[:, None].expand(lse.shape)
+        out = out.masked_fill(unwritten[..., None], math.nan)
+        return out, lse.masked_fill(unwritten, math.nan)
+
+    return results(change)
+
+
+def _in_no_sequence(lse: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    return torch.arange(len(lse)) >= inputs["cu_seqlens_q"][-1]
+
+
+def _after_an_empty_sequence(lse: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """A kernel whose programs stop at the first sequence without queries."""
+    starts = inputs["cu_seqlens_q"]
+    empty = starts[:-1][starts.diff() == 0]
+    return torch.arange(len(lse)) >= (empty[0] if len(empty) else len(lse))
+
+
+def adds_zero_times_v(columns: Callable[[int, int], Sequence[int]]) -> Wrong:
+    """Weights of 0 for values that are read anyhow: all slots of the pages in `columns`.
+
+    columns  of a sequence's pages and the table's width
+    """
+
+    def change(out: Any, lse: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        table, v, starts = inputs["block_table"], inputs["v"].float(), inputs["cu_seqlens_q"]
+        out = out.clone()
+        for i, kv_len in enumerate(inputs["seqused_k"].tolist()):
+            wanted = list(columns(-(-kv_len // v.shape[1]), table.shape[1]))
+            pages = table[i, wanted].clamp(0, len(v) - 1).long()
+            out[starts[i] : starts[i + 1]] += 0 * v[pages].sum()
+        return out, lse
+
+    return results(change)
+
+
+def other_flavour(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    """FP8 bytes read as those of another device."""
+    swap = {
+        torch.float8_e4m3fn: torch.float8_e4m3fnuz,
+        torch.float8_e4m3fnuz: torch.float8_e4m3fn,
+    }
+    seen = {name: inputs[name].view(swap[inputs[name].dtype]) for name in ("k", "v")}
+    return right(**inputs | seen)
+
+
+def page_of_16(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    """The page size is 16, whatever the cache says."""
+    k, v, table = inputs["k"], inputs["v"], inputs["block_table"]
+    slots = k.shape[0] * k.shape[1] // 16 * 16
+    k, v = (x.flatten(0, 1)[:slots].unflatten(0, (-1, 16)) for x in (k, v))
+    table = table.repeat_interleave(16, 1).clamp(0, len(k) - 1)
+    return right(**inputs | {"k": k, "v": v, "block_table": table})
+
+
+def narrower(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    """Head dims up to the last power of two."""
+    d, dv = (1 << (inputs[name].shape[-1].bit_length() - 1) for name in "kv")
+    out, lse = right(**inputs | {"q": inputs["q"][..., :d], "k": inputs["k"][..., :d]})
+    out[..., dv:] = math.nan
+    return out, lse
+
+
+def first_of_16(lse: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Heads past the last multiple of 16."""
+    heads = torch.arange(lse.shape[1]) >= lse.shape[1] // 16 * 16
+    return heads.expand(lse.shape)
+
+
+def power_of_two(scale: Any) -> Any:
+    return 2.0 ** round(math.log2(scale))
+
+
+def first(descale: torch.Tensor) -> torch.Tensor:
+    return descale.flatten()[0]
+
+
+def another_entry(block_table: torch.Tensor) -> torch.Tensor:
+    return block_table.roll(1, 0).clamp(0, 3)
+
+
+def descales_exchanged(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    swapped = {"k_descale": inputs["v_descale"], "v_descale": inputs["k_descale"]}
+    return right(**inputs | swapped)
+
+
+def only_decode(mistake: Wrong) -> Wrong:
+    """Wrong where a call has one query a sequence."""
+
+    def wrong(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+        return (mistake if inputs["max_seqlen_q"] == 1 else given())(right, inputs, outputs)
+
+    return wrong
+
+
+def sink_in_each_segment(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    parts = inputs["segments"][1].shape[2]
+    sinks = inputs["sinks"]
+    return right(**inputs | {"sinks": None if sinks is None else sinks + math.log(parts)})
+
+
+def no_sink_in_lse(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    return right(**inputs)[0], right(**inputs | {"sinks": None})[1]
+
+
+def capped_sink(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    cap = inputs["softcap"]
+    return right(**inputs | {"sinks": cap * torch.tanh(inputs["sinks"] / cap)})
+
+
+def alibi_from_context(out: Any, lse: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+    """vLLM's constant: j - (kv_len - q_len) where ours is j - p."""
+    starts = inputs["cu_seqlens_q"]
+    t = torch.cat([torch.arange(n) for n in starts.diff()])
+    return out, lse + t[:, None] * inputs["alibi_slopes"].float()
+
+
+_SOFTCAP = """            if softcap > 0:
+                s = softcap * torch.tanh(s / softcap)
+"""
+_MASK = "            hidden = "
+_CAP_LATE = ((_SOFTCAP, ""), (_MASK, _SOFTCAP + _MASK))
+_TANH = "torch.tanh(s / softcap)"
+_RATIO = (
+    "(torch.exp(s / softcap) - torch.exp(-s / softcap))"
+    " / (torch.exp(s / softcap) + torch.exp(-s / softcap))"
+)
+_GROUPS = ".view(len(t), kv_heads, group, -1)"
+_INTERLEAVED = ".view(len(t), group, kv_heads, -1).transpose(1, 2)"
+_LOGSUMEXP = "s.logsumexp(-1, keepdim=True)"
+_BIAS_FROM_0 = ("(j - context).clamp(min=0)", "j.clamp(max=qq_bias.shape[1] - 1)")
+
+WINDOW_WIDER = given(window_left=lambda w: w + 1 if w >= 0 else w)
+WINDOW_NARROWER = given(window_left=lambda w: w - 1 if w > 0 else w)
+
+ATTENTION: tuple[tuple[str, str, Wrong], ...] = (
+    ("one key more than the window", "window of one key", WINDOW_WIDER),
+    ("one key more than the window", "window of 16 keys", WINDOW_WIDER),
+    ("one key less than the window", "window of 16 keys", WINDOW_NARROWER),
+    ("another window of decodes alone", "decode alone", only_decode(WINDOW_NARROWER)),
+    ("another window of decodes alone", "equal results", only_decode(WINDOW_NARROWER)),
+    ("top-left causal", "causal to the bottom", mutant(("p = context + t", "p = t"))),
+    ("LSE in base 2", "LSE to base e", results(lambda out, lse, _: (out, lse / LN2))),
+    ("rows without keys", "sequence without keys", nan_where(lambda lse, _: lse == -math.inf)),
+    ("rows without keys", "more queries", nan_where(lambda lse, _: lse == -math.inf)),
+    ("rows of nobody", "rows past the last", nan_where(_in_no_sequence)),
+    ("rows of nobody", "no sequences", nan_where(_in_no_sequence)),
+    ("stop at q_len 0", "sequence without queries", nan_where(_after_an_empty_sequence)),
+    ("-inf - -inf", "more queries", mutant(("total.masked_fill(total == -torch.inf, 0)", "total"))),
+    ("no maximum", "far above 0", mutant((_LOGSUMEXP, "s.exp().sum(-1, keepdim=True).log()"))),
+    ("V of a page's other slots", "NaN in unused slots", adds_zero_times_v(lambda n, _: range(n))),
+    ("V past the table's end", "unused entries", adds_zero_times_v(range)),
+    ("V before the window", "before the window", adds_zero_times_v(lambda n, _: range(n))),
+    ("FP8 of another device", "FP8 codes of the device", other_flavour),
+    ("FP8 of another device", "FP8 cache", other_flavour),
+    *(("pages of 16", f"page {n}:", page_of_16) for n in (1, 20, 32, 64, 100, 528)),
+    *(("powers of two", f"head dim {n}:", narrower) for n in (3, 80, 192)),
+    ("powers of two", "head dims 192 and 128", narrower),
+    *(("16 heads", f"{n} heads over", nan_where(first_of_16)) for n in (1, 5, 40)),
+    ("heads of another group", "6 heads over 2", mutant((_GROUPS, _INTERLEAVED))),
+    ("another entry's keys", "batch entries", given(block_table=another_entry)),
+    ("softcap left out", "softcap:", given(softcap=0.0)),
+    ("softcap by exponentials", "softcap of huge", mutant((_TANH, _RATIO))),
+    ("softcap after the biases", "softcap before ALiBi", mutant(*_CAP_LATE)),
+    ("softcap after the biases", "softcap before the bias", mutant(*_CAP_LATE)),
+    ("softcap of the sink", "softcap spares the sink", capped_sink),
+    ("ALiBi left out", "ALiBi", given(alibi_slopes=lambda x: 0 * x)),
+    ("ALiBi by vLLM's constant", "ALiBi counts from", results(alibi_from_context)),
+    ("ALiBi of the wrong sign", "ALiBi of 5", given(alibi_slopes=torch.neg)),
+    ("sink left out", "sink counts once", given(sinks=lambda x: x - math.inf)),
+    ("sink twice", "sink counts once", given(sinks=lambda x: x.float() + LN2)),
+    ("sink in base 2", "sink counts once", given(sinks=lambda x: x.float() / LN2)),
+    ("sink not in LSE", "sink counts in LSE", no_sink_in_lse),
+    ("sink in each segment", "more segments", sink_in_each_segment),
+    ("bias left out", "bias between queries", given(qq_bias=torch.zeros_like)),
+    ("bias turned", "bias between queries", given(qq_bias=torch.t)),
+    ("bias left out", "bias is a tree", given(qq_bias=torch.zeros_like)),
+    ("bias from key 0", "bias between", mutant(_BIAS_FROM_0)),
+    *(
+        (f"{name}_descale {mistake}", f"descale of {name}", given(**{f"{name}_descale": change}))
+        for name in "qkv"
+        for mistake, change in (
+            ("dropped", lambda x: 1.0),
+            ("twice", lambda x: x * x),
+            ("rounded to a power of two", power_of_two),
+        )
+    ),
+    *(
+        ("one descale for all", "descales of sequence", given(**{f"{name}_descale": first}))
+        for name in "qkv"
+    ),
+    ("descales exchanged", "descales differ", descales_exchanged),
+    ("descale as if contiguous", "kinds=transposed", given(k_descale=packed)),
+    ("output scale multiplies", "output scale divides", given(output_scale=lambda x: 1 / x)),
+    ("output scale left out", "FP8 output:", given(output_scale=1.0)),
+    ("no saturation", "FP8 output saturates", given(out_limit=math.inf)),
+    *(("as if contiguous", "rows apart", given(**{name: packed})) for name in ("q", "k", "v")),
+    ("as if contiguous", "FP8 rows apart", given(v=packed)),
+    ("as if contiguous", "bias rows apart", given(qq_bias=packed)),
+    ("HND as NHD", "cache HND", given(k=packed, v=packed)),
+    ("as if contiguous", "K and V of one tensor", given(v=packed)),
+    *(
+        ("32-bit offsets", f"far {at}:", given(**{at[0]: in_32_bits}))
+        for at in ("k", "k slots", "k heads", "v", "v slots", "v heads", "q", "q heads")
+    ),
+    ("32-bit offsets", "far table", given(block_table=in_32_bits)),
+    ("32-bit offsets", "far bias", given(qq_bias=in_32_bits)),
+    ("32-bit offsets", "far FP8 cache", given(k=in_32_bits, v=in_32_bits)),
+    *(
+        ("32-bit offsets", f"far={name}_descale", given(**{f"{name}_descale": in_32_bits}))
+        for name in "qkv"
+    ),
+    *(
+        ("32-bit offsets", f"far {at}:", nothing_past_2_31(at.split()[0]))
+        for at in ("out", "out heads", "lse", "lse heads")
+    ),
+)  # fmt: skip
+
+
+# ---- page tables
+
+
+def _first_slots(inputs: Mapping[str, Any]) -> list[torch.Tensor]:
+    page = inputs["page_size"]
+    if "kv_indptr" in inputs:
+        starts = inputs["kv_indptr"].tolist()
+        pairs = zip(starts, starts[1:], strict=False)
+        return [inputs["kv_indices"][a:b:page] for a, b in pairs]
+    lens = (inputs["seq_lens"] + inputs["num_draft_tokens"]).tolist()
+    rows = inputs["req_pool_indices"].tolist()
+    return [inputs["req_to_token"][r, :n:page] for r, n in zip(rows, lens, strict=True)]
+
+
+def pages(name: str, page_of: Callable[[torch.Tensor, Any], torch.Tensor]) -> Wrong:
+    """One table by another rule: `page_of(first slots, inputs)` of each sequence."""
+
+    def wrong(right: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+        tables = dict(zip(outputs, right(**inputs), strict=True))
+        for row, slots in enumerate(_first_slots(inputs)):
+            if tables[name] is not None:
+                tables[name][row, : len(slots)] = page_of(slots, inputs)
+        return list(tables.values())
+
+    return wrong
+
+
+def _floor(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return slots // inputs["page_size"]
+
+
+def _truncated(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return torch.div(slots, inputs["page_size"], rounding_mode="trunc")
+
+
+def _through_slot_0(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return inputs["full_to_swa"][slots.clamp(min=0).long()].clamp(min=0) // inputs["page_size"]
+
+
+def _evicted_by_floor(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return inputs["full_to_swa"][slots.clamp(min=0).long()] // inputs["page_size"]
+
+
+def _int32(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return slots.int() // inputs["page_size"]
+
+
+def _mapped_in_int32(slots: torch.Tensor, inputs: Any) -> torch.Tensor:
+    return inputs["full_to_swa"].int()[slots.long()] // inputs["page_size"]
+
+
+def no_drafts(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    return right(**inputs | {"num_draft_tokens": 0})
+
+
+def whole_tables(right: Any, inputs: dict[str, Any], outputs: Any) -> Any:
+    """Tails are written in the rows of nobody, too."""
+    tables = right(**inputs)
+    sequences = len(_first_slots(inputs))
+    for table in tables:
+        if table is not None:
+            table[sequences:] = 0
+    return tables
+
+
+def first_1024(right: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    tables = right(**inputs)
+    for table, stale in zip(tables, outputs.values(), strict=True):
+        if table is not None:
+            table[:, 1024:] = stale[:, 1024:]
+    return tables
+
+
+def one_page_short(right: Any, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    """Pages by floor(len / page_size)."""
+    tables = right(**inputs)
+    full = tables[0]
+    for row, slots in enumerate(_first_slots(inputs)):
+        full[row, max(len(slots) - 1, 0) : len(slots)] = 0
+    return tables
+
+
+TABLES: tuple[tuple[str, str, Wrong], ...] = (
+    ("negative slots by floor", "negative slots", pages("page_table", _floor)),
+    ("negative slots by truncation", "negative slots", pages("page_table", _truncated)),
+    ("map entry of slot 0", "negative slots", pages("swa_page_table", _through_slot_0)),
+    ("evicted slots by floor", "evicted slots", pages("swa_page_table", _evicted_by_floor)),
+    ("window table not mapped", "swa", pages("swa_page_table", _floor)),
+    ("slots in 32 bits", "slots past 2^31", pages("page_table", _int32)),
+    ("window slots in 32 bits", "window slots past", pages("swa_page_table", _mapped_in_int32)),
+    ("tail stays", "stale tail", given(fill_tail=False)),
+    ("tail goes", "tail is kept", given(fill_tail=True)),
+    ("rows of nobody are written", "are kept", whole_tables),
+    ("one block of columns", "more columns than a block", first_1024),
+    ("one block of columns", "more columns of tail", first_1024),
+    ("last page left out", "pages just full", one_page_short),
+    ("32-bit offsets", "far page_table", nothing_past_2_31("page_table")),
+    ("32-bit offsets", "far swa_page_table", nothing_past_2_31("swa_page_table")),
+)
+
+RAGGED: tuple[tuple[str, str, Wrong], ...] = (
+    ("list from entry 0", "do not start", given(kv_indptr=lambda x: x - x[0])),
+)
+
+REQUESTS: tuple[tuple[str, str, Wrong], ...] = (
+    ("drafts left out", "draft tokens count", no_drafts),
+    ("rows in order", "four sequences", given(req_pool_indices=lambda x: x.sort().values)),
+    ("as if contiguous", "rows apart", given(req_to_token=packed)),
+    ("32-bit offsets", "far req_to_token", given(req_to_token=in_32_bits)),
+)
