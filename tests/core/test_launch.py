@@ -24,6 +24,7 @@ from archkey.kernel import Kernel, resolve
 from archkey.launch import Build, Program, bind, compile_for, interpreting
 from archkey.ops import OPERATORS
 from archkey.ops._contract import SESSIONS, public
+from archkey.requirements import Requirement
 from archkey.selection import Decision
 from archkey.session import Session
 from archkey.tuning import Row, Table
@@ -74,7 +75,7 @@ def test_bind_gives_the_kernels_own_function() -> None:
 
 
 def test_a_builder_reads_its_tuning() -> None:
-    table = Table((Row(64, triton=">=3.7"), Row(32)))
+    table = Table((Row(64, requires=(Requirement("triton", ">=3.7"),)), Row(32)))
     assert builder(kernel(operator="toy_op", tuning=table)).tuning(Toy()) == 32
     with pytest.raises(ArchkeyError, match="kernel fake:fast has no tuning table"):
         builder(kernel(operator="toy_op")).tuning(Toy())

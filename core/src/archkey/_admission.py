@@ -17,7 +17,7 @@ from archkey.errors import PluginError, UnknownName
 from archkey.kernel import Kernel
 from archkey.ops import Operator
 from archkey.requirements import Requirement
-from archkey.tuning import Table
+from archkey.tuning import Row, Table
 
 __all__ = ["check_api", "check_capabilities", "check_kernels", "check_operator", "results"]
 
@@ -106,13 +106,26 @@ def _check_shape(kernel: Kernel) -> None:
         raise PluginError(f"kernel {name!r:.100}: a name is of letters, digits, '.', '_' and '-'")
     if build.count(":") != 1:
         raise PluginError(f"kernel {name!r}: build must be 'module:attribute', is {build!r:.200}")
-    for part, kind in (("accepts", Condition), ("needs", Condition), ("requires", Requirement)):
-        listed = getattr(kernel, part)
+    parts = (("accepts", Condition), ("needs", Condition), ("requires", Requirement))
+    _check_parts(kernel, parts, f"kernel {name!r}")
+    if kernel.tuning is None:
+        return
+    if type(kernel.tuning) is not Table:
+        raise PluginError(f"kernel {name!r}: tuning must be a Table, is {kernel.tuning!r:.200}")
+    for number, row in enumerate(kernel.tuning.rows, 1):
+        where = f"kernel {name!r}, row {number} of its tuning"
+        if type(row) is not Row:
+            raise PluginError(f"{where}: it must be a Row, is {row!r:.200}")
+        _check_parts(row, (("when", Condition), ("requires", Requirement)), where)
+
+
+def _check_parts(owner: Kernel | Row, parts: tuple[tuple[str, type], ...], where: str) -> None:
+    """Each named part of `owner` is a tuple of that very type."""
+    for part, kind in parts:
+        listed = getattr(owner, part)
         if type(listed) is not tuple or any(type(item) is not kind for item in listed):
             what = f"{part} must be a tuple of {kind.__name__}"
-            raise PluginError(f"kernel {name!r}: {what}, found {listed!r:.200}")
-    if kernel.tuning is not None and type(kernel.tuning) is not Table:
-        raise PluginError(f"kernel {name!r}: tuning must be a Table, is {kernel.tuning!r:.200}")
+            raise PluginError(f"{where}: {what}, found {listed!r:.200}")
 
 
 def _no_twins(what: str, names: list[str]) -> None:

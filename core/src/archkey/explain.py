@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from archkey.selection import Code, Decision, Rejection
+from archkey.tuning import Fence, Row
 
-__all__ = ["explain", "headline", "unsupported"]
+__all__ = ["explain", "fence_text", "headline", "measured_text", "row_text", "unsupported"]
 
 
 def headline(decision: Decision) -> str:
@@ -39,8 +40,30 @@ def explain(decision: Decision) -> str:
     ]
     if decision.chosen and decision.chosen.summary:
         lines.append(f"           {decision.chosen.summary}")
+    if decision.tuning:
+        number, row = decision.tuning.number, decision.tuning.row
+        lines.append(f"  tuning:  {row_text(number, row)}; {measured_text(row)}")
+        lines += [f"  fenced:  {fence_text(fence)}" for fence in decision.tuning.fenced]
     lines += [f"  not:     {_sentence(r)}" for r in decision.rejected]
     return "\n".join(lines)
+
+
+def row_text(number: int, row: Row) -> str:
+    """A row of a tuning table: its number, its values, and which problems it is for."""
+    when = " and ".join(map(str, row.when)) or "every problem"
+    return f"row {number}, {row.values}, for {when}"
+
+
+def measured_text(row: Row) -> str:
+    """Where the numbers of a row come from; tables write "not measured: ..." for guesses."""
+    return row.measured if row.measured.startswith("not ") else f"measured: {row.measured}"
+
+
+def fence_text(fence: Fence) -> str:
+    """A row that was passed over, and why."""
+    why = f"{fence.rule.severity}: {fence.rule.why}" if fence.rule.why else fence.rule.severity
+    start = row_text(fence.number, fence.row)
+    return f"{start}, needs {fence.rule}; found {fence.found} ({why})"
 
 
 def unsupported(decision: Decision) -> str:

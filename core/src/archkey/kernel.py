@@ -59,6 +59,11 @@ class Kernel:
         """Whether a user who wrote `name` means this kernel: its name or its id."""
         return name in (self.name, self.id)
 
+    def rules(self) -> tuple[Requirement, ...]:
+        """All rules on installed distributions: its own and those of its tuning's rows."""
+        rows = self.tuning.rows if self.tuning else ()
+        return (*self.requires, *(rule for row in rows for rule in row.requires))
+
     def builder(self) -> Callable[[Any, Build], Run]:
         """Import the code. May raise whatever the import raises."""
         return resolve(self.build)  # type: ignore[no-any-return]

@@ -43,6 +43,10 @@ class Requirement:
         found = versions.get(self.package)
         return found is not None and within(found, self.specifier)
 
+    def found_in(self, versions: Mapping[str, str]) -> str:
+        """What is installed of the package, for people."""
+        return f"{self.package} {versions.get(self.package) or 'not installed'}"
+
     def __str__(self) -> str:
         return f"{self.package}{self.specifier}"
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from archkey.capabilities import Capabilities
 from archkey.kernel import Kernel
 from archkey.target import Target
+from archkey.tuning import Lookup
 
 if TYPE_CHECKING:
     from archkey.ops import Problem
@@ -78,6 +79,7 @@ class Decision:
     """The chosen kernel, and for every other one the reason against it.
 
     degraded: the chosen kernel was made for another target (the torch reference on a GPU).
+    tuning: the row of numbers that the chosen kernel gets, and the rows that were fenced off.
     """
 
     operator: str
@@ -87,15 +89,17 @@ class Decision:
     degraded: bool
     rejected: tuple[Rejection, ...]
     overridden: bool = False
+    tuning: Lookup | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The keys `operator`, `target`, `problem`, `chosen`, `degraded`, `rejected`."""
+        """The keys `operator`, `target`, `problem`, `chosen`, `degraded`, `tuning`, `rejected`."""
         return {
             "operator": self.operator,
             "target": self.target.key,
             "problem": self.problem._asdict(),
             "chosen": self.chosen.id if self.chosen else None,
             "degraded": self.degraded,
+            "tuning": self.tuning.to_json() if self.tuning else None,
             "rejected": [r.to_json() for r in self.rejected],
         }
 
@@ -132,6 +136,7 @@ def select(
             chosen = candidate
         else:
             rejected.append(against)
+    table = chosen.kernel.tuning if chosen else None
     return Decision(
         operator=problem.operator,
         target=target,
@@ -140,6 +145,7 @@ def select(
         degraded=chosen is not None and not chosen.home.serves(target),
         rejected=tuple(rejected),
         overridden=wanted is not None,
+        tuning=table.consult(problem, versions) if table else None,
     )
 
 
@@ -166,11 +172,10 @@ def _against(
             yield Rejection(kernel.id, Code.PROBLEM, str(accept), found, remedy)
     for rule in kernel.requires:
         if not rule.satisfied_by(versions):
-            version = versions.get(rule.package)
-            found = f"{rule.package} {version or 'not installed'}"
             remedy = f"install {rule}"
-            if version and rule.why:
+            if versions.get(rule.package) and rule.why:
                 remedy += f" ({rule.severity}: {rule.why})"
+            found = rule.found_in(versions)
             yield Rejection(kernel.id, Code.REQUIREMENT, str(rule), found, remedy)
     if kernel.id in failed:
         remedy = "see the log, mend or remove the plugin, and start again"

@@ -89,7 +89,7 @@ class Session:
         _OPERATORS_SEEN.update(self.operators)
         self._strict = config.strict if strict is None else strict
         self._candidates = _candidates(self.plugins)
-        rules = [rule for p in self.plugins for kernel in p.kernels for rule in kernel.requires]
+        rules = [rule for p in self.plugins for kernel in p.kernels for rule in kernel.rules()]
         packages = ["torch", "triton", *(rule.package for rule in rules)]
         self._versions = MappingProxyType(installed_versions(packages))  # builders see it too
         self._failed: dict[Problem, Mapping[str, str]] = {}

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import archkey
 from archkey.cli.output import emit, json_option
 from archkey.errors import UnknownName
-from archkey.explain import headline
+from archkey.explain import fence_text, headline, measured_text, row_text
 from archkey.ops import Operator, Problem
 from archkey.selection import Decision
+
+if TYPE_CHECKING:
+    from archkey.cli import render
 
 __all__ = ["changed", "command", "pick"]
 
@@ -123,6 +126,7 @@ def _show(operator: Operator, label: str, changes: Iterable[str], decision: Deci
             ("problem", render.stack(title, " ".join(f"{k}={v}" for k, v in problem.items()))),
             ("kernel", Text(f"{chosen.id if chosen else 'none'} - {headline(decision)}", colour)),
             ("", chosen.summary if chosen else ""),
+            *_tuning(decision),
             ("--model", Text(", ".join(map(repr, models)), "dim")),
         ],
     )
@@ -140,3 +144,16 @@ def _show(operator: Operator, label: str, changes: Iterable[str], decision: Deci
             rows.append((name, code, render.stack(f"needs {reason.required}", *below)))
     columns = ("required", "found", "remedy") if wide else ("why",)
     render.table(console, ("not taken", "reason", *columns), rows, airy=not wide)
+
+
+def _tuning(decision: Decision) -> list[tuple[str, render.Cell]]:
+    """The row that the chosen kernel gets, and those that were fenced off."""
+    from archkey.cli import render
+
+    used = decision.tuning
+    if used is None:
+        return []
+    lines: list[tuple[str, render.Cell]] = [
+        ("tuning", render.stack(row_text(used.number, used.row), measured_text(used.row)))
+    ]
+    return lines + [("fenced off", fence_text(fence)) for fence in used.fenced]
