@@ -57,7 +57,8 @@ def test_it_requires_what_it_should(wheel: zipfile.Path) -> None:
         assert str(rule) == "archkey<0.2,>=0.1"
         return
     always = {rule.name for rule in rules if rule.marker is None}
-    assert always == {"torch", "pluggy", "packaging", "nvidia-ml-py", "click", "rich"}
+    named = {"torch", "pluggy", "packaging", "nvidia-ml-py", "click", "rich"}
+    assert always == {*named, "platformdirs", "filelock"}
     for member in MEMBERS:
         if member != "core":
             extra = member.replace("_", "-")

@@ -9,6 +9,7 @@
     ├── TargetError              not a target                      (also a ValueError)
     ├── SettingError             an ARCHKEY_ variable cannot be read (also a ValueError)
     ├── PluginError              a plugin broke the contract of the door
+    ├── RecordError              an evidence record cannot be read or written
     ├── Unsupported              a valid request that this device cannot serve; carries its Decision
     │                                                              (also a NotImplementedError)
     └── FrozenError              a kernel had to be built after `session.freeze("error")`
@@ -32,6 +33,7 @@ __all__ = [
     "ArgumentValueError",
     "FrozenError",
     "PluginError",
+    "RecordError",
     "SettingError",
     "TargetError",
     "UnknownName",
@@ -82,6 +84,10 @@ class SettingError(ArchkeyError, ValueError):
 
 class PluginError(ArchkeyError):
     """A plugin broke the contract of the door, or a plugin asked for by name is not there."""
+
+
+class RecordError(ArchkeyError):
+    """An evidence record that cannot be read, written, or understood by this version."""
 
 
 class Unsupported(ArchkeyError, NotImplementedError):

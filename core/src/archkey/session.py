@@ -31,7 +31,7 @@ from archkey.errors import (
     describe,
     nearest,
 )
-from archkey.kernel import Run, resolve
+from archkey.kernel import Kernel, Run, resolve
 from archkey.launch import Build, Plan, bind, interpreting
 from archkey.locate import find_device
 from archkey.ops import OPERATORS, Operator, Problem
@@ -106,6 +106,15 @@ class Session:
         return f"<archkey.Session {self.device.target} {self.device.name!r}>"
 
     # ---- deciding: nothing is imported, compiled or launched
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Installed distributions that kernels of this session rest on: name -> version."""
+        return self._versions
+
+    def kernels(self, operator: str) -> tuple[Kernel, ...]:
+        """All kernels of `operator`, best first; empty if there is none."""
+        return tuple(candidate.kernel for candidate in self._candidates.get(operator, ()))
 
     def decide(self, problem: Problem, *, kernel: str | None = None) -> Decision:
         """The decision for `problem`; `kernel` asks for one by name or id, still checked."""

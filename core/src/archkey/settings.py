@@ -9,6 +9,7 @@
 | `ARCHKEY_OVERRIDE_<OPERATOR>` | the kernel to use for that operator, still checked |
 | `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
 | `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
+| `ARCHKEY_DATA_DIR` | where `archkey check` keeps its records; default: the user's data folder |
 | `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning, error |
 """
 
@@ -25,7 +26,7 @@ from archkey.errors import SettingError, nearest
 
 _PREFIX = "ARCHKEY_"
 _OVERRIDE = "ARCHKEY_OVERRIDE_"
-_PLAIN = ("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "LOGLEVEL")
+_PLAIN = ("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "DATA_DIR", "LOGLEVEL")
 _BOOLEANS = {
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -42,6 +43,7 @@ class Settings:
     override: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     strict: bool = False
     validate: bool = False
+    data_dir: str | None = None
     loglevel: str | None = None
 
     @classmethod
@@ -66,6 +68,7 @@ class Settings:
             ),
             strict=_boolean("ARCHKEY_STRICT", ours),
             validate=_boolean("ARCHKEY_VALIDATE", ours),
+            data_dir=ours.get("ARCHKEY_DATA_DIR") or None,
             loglevel=_level(ours.get("ARCHKEY_LOGLEVEL", "")),
         )
 

@@ -10,12 +10,15 @@ import click
 
 import archkey
 from archkey.cli.output import emit, json_option
-from archkey.errors import TargetError
+from archkey.conformance import evidence
+from archkey.errors import RecordError, TargetError
 from archkey.plugins import DEFAULT, discover
 from archkey.target import Target
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from archkey.conformance.record import Standing
 
 __all__ = ["Row", "command"]
 
@@ -23,27 +26,46 @@ NOT_RUN = "none"
 """The evidence level where no check has been recorded."""
 
 
+class Evidence(TypedDict):
+    """What stands behind a level: when, with what, on which device, and how close it was."""
+
+    date: str
+    versions: dict[str, str]
+    device: str | None
+    cases: int
+    error: float | None
+    tolerance: float | None
+
+
 class Row(TypedDict):
-    """What an operator's first example gets on a target; `kernel` is None if nothing serves it."""
+    """What an operator's first example gets on a target; `kernel` is None if nothing serves it.
+
+    level     the highest that was passed, and the evidence for it
+    problems  why a recorded level does not count: it failed, was cut off, or the code has changed
+    """
 
     operator: str
     target: str
     kernel: str | None
     level: str
     degraded: bool
+    evidence: Evidence | None
+    problems: list[str]
 
 
 @click.command(short_help="Show operator x target: kernel, evidence.")
 @click.option(
     "--target", "-t", "targets", multiple=True, metavar="TARGET", help="Only this; repeatable."
 )
+@click.option("--markdown", is_flag=True, help="Print a table for a README.")
 @json_option
-def command(targets: tuple[str, ...], as_json: bool) -> None:
+def command(targets: tuple[str, ...], markdown: bool, as_json: bool) -> None:
     """Show which kernel each operator gets on each target, and to which level it was checked.
 
     Targets are those of the installed plugins, and the cpu. Judged by the first example problem of
     each operator. Degraded means that the kernel was made for another target: the torch reference.
-    The level is "none" where no check has been recorded.
+    The level is the highest that is on record as passed, by the plugins' own records or by yours
+    (`archkey check`), for the code that is installed; "none" where there is no such record.
 
     \b
     archkey coverage
@@ -54,6 +76,8 @@ def command(targets: tuple[str, ...], as_json: bool) -> None:
     rows = [row for key in keys for row in _cover(key)]
     if as_json:
         emit(rows)
+    elif markdown:
+        click.echo(_markdown(rows))
     else:
         _show(rows)
 
@@ -71,16 +95,82 @@ def _installed() -> list[str]:
 
 def _cover(key: str) -> Iterator[Row]:
     session = archkey.open(key)
+    known, remarks = _records(session)
     for operator in session.operators.values():
         for problem in [*operator.examples.values()][:1]:
             decision = session.decide(problem)
+            found = evidence.standings(session, decision.chosen, known) if decision.chosen else {}
+            best = evidence.highest(found)
             yield Row(
                 operator=operator.name,
                 target=key,
                 kernel=decision.chosen.id if decision.chosen else None,
-                level=NOT_RUN,
+                level=best.level.value if best else NOT_RUN,
                 degraded=decision.degraded,
+                evidence=_evidence(best) if best else None,
+                problems=[*remarks, *filter(None, map(_problem, found.values()))],
             )
+
+
+def _records(session: archkey.Session) -> tuple[evidence.Records, list[str]]:
+    """The records on the session's target; one that cannot be read is a remark."""
+    try:
+        return evidence.records(session), []
+    except RecordError as error:
+        return [], [str(error)]
+
+
+def _evidence(best: Standing) -> Evidence:
+    worst = best.worst
+    return Evidence(
+        date=best.date,
+        versions=dict(best.versions),
+        device=str(best.device["name"]) if best.device else None,
+        cases=best.passed,
+        error=worst.error if worst else None,
+        tolerance=worst.tolerance if worst else None,
+    )
+
+
+def _problem(found: Standing) -> str:
+    """Why a recorded level does not count; "" if it does, or if nothing of it was run."""
+    level = found.level.value
+    if not found.passed and not found.failed:
+        return ""
+    if found.stale:
+        return f"{level}: {found.stale}"
+    if found.failed:
+        return f"{level}: {found.failed} cases failed"
+    return "" if found.complete else f"{level}: the exam was cut off"
+
+
+def _markdown(rows: list[Row]) -> str:
+    """A table operator x target, then what each level was passed with."""
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    cells = {(row["operator"], row["target"]): _plain(row) for row in rows}
+    lines = ["| operator | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    for operator in dict.fromkeys(row["operator"] for row in rows):
+        listed = (cells.get((operator, target), "") for target in targets)
+        lines.append(f"| `{operator}` | " + " | ".join(listed) + " |")
+    notes: dict[str, None] = {}
+    for row in rows:
+        if row["evidence"]:
+            notes[f"{row['target']}, {row['level']}: {_told(row['evidence'])}"] = None
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+
+
+def _plain(row: Row) -> str:
+    kernel = _short(row)
+    return f"{kernel}: {row['level']}" if row["level"] != NOT_RUN else kernel
+
+
+def _told(found: Evidence) -> str:
+    """The device, the date, and the versions that results depend on."""
+    shown = [f"{name} {found['versions'][name]}" for name in _SHOWN if name in found["versions"]]
+    return ", ".join([*filter(None, [found["device"]]), found["date"], *shown])
+
+
+_SHOWN = ("torch", "triton")
 
 
 def _show(rows: list[Row]) -> None:
@@ -107,6 +197,10 @@ def _show(rows: list[Row]) -> None:
     render.table(console, ("target", *counts), totals, numbers=counts)
     if any(row["degraded"] for row in rows):
         console.print(Text("* degraded: a kernel made for another target", "yellow"))
+    for target in targets:
+        problems = {text for row in rows if row["target"] == target for text in row["problems"]}
+        for text in sorted(problems):
+            console.print(Text(f"{target}: {text}", "yellow"))
 
 
 def _cell(row: Row) -> Text:
@@ -115,10 +209,15 @@ def _cell(row: Row) -> Text:
 
     if row["kernel"] is None:
         return Text("none", "red")
-    name = row["kernel"].removeprefix(f"{row['target']}:").removeprefix(f"{DEFAULT}:")
-    name += "*" * row["degraded"]
+    name = _short(row)
     level = "" if row["level"] == NOT_RUN else f"\n{row['level']}"
     return Text(name + level, "yellow" if row["degraded"] else "green")
+
+
+def _short(row: Row) -> str:
+    """The kernel without its plugin's name if that is the target's or the default's; * degraded."""
+    name = (row["kernel"] or "none").removeprefix(f"{row['target']}:")
+    return name.removeprefix(f"{DEFAULT}:") + "*" * row["degraded"]
 
 
 def _count(rows: list[Row], target: str) -> tuple[str, ...]:

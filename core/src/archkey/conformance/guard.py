@@ -106,9 +106,7 @@ class Guarded:
                     place = "before or after"
                 else:
                     at = int(changed.nonzero()[0])
-                    place = (
-                        "before" if at < room.start else "after" if at >= room.end else "inside"
-                    )
+                    place = "before" if at < room.start else "after" if at >= room.end else "inside"
                 count = int(changed.sum())
                 return f"wrote {count} bytes {place} {', '.join(room.names)}, which is no output"
         return ""

@@ -17,11 +17,11 @@ import torch
 
 from archkey.conformance.case import Case, Maker
 from archkey.conformance.guard import Guarded, poison
+from archkey.conformance.refusal import refused
 from archkey.conformance.tolerances import bound, distance
-from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
-from archkey.selection import Code, Decision
+from archkey.selection import Decision
 from archkey.session import Session
 
 __all__ = ["Result", "judge", "torch_device"]
@@ -85,9 +85,7 @@ class _Tap:
             )
             written = self._run(plan.run, names, arguments, len(outputs))
             fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
-            for name, out, new, want in zip(
-                operator.outputs, outputs, written, truth, strict=True
-            ):
+            for name, out, new, want in zip(operator.outputs, outputs, written, truth, strict=True):
                 if out is not None:
                     allowed = bound(operator.name, name, out.dtype, self._level, fp8).value
                     self.errors.append((distance(new, want), allowed, name))
@@ -146,7 +144,7 @@ def judge(
         passed = all(e <= limit for e, limit, _ in tap.errors)
     except Exception as failure:  # a kernel may raise anything, and the next case still runs
         reason = f"{type(failure).__name__}: {failure}"
-        if refusal := _refusal(failure, kernel):
+        if kernel and (refusal := refused(failure, kernel)):
             skipped, reason = True, refusal
     decision = tap.decision
     return Result(
@@ -172,16 +170,6 @@ def torch_device(session: Session) -> str:
     if device.source == "pretend" or kind == "cpu":
         return "cpu"
     return f"{kind}:{device.index}"
-
-
-def _refusal(failure: Exception, kernel: str | None) -> str:
-    """Why the kernel that was asked for refused the problem; "" if it did not refuse."""
-    if not isinstance(failure, Unsupported) or failure.decision is None or kernel is None:
-        return ""
-    for rejection in failure.decision.rejected:
-        if rejection.kernel == kernel and rejection.code is not Code.BUILD:
-            return f"not accepted: {rejection.required}; found {rejection.found}"
-    return ""
 
 
 def _poison(inputs: list[Any], outputs: list[Any]) -> None:

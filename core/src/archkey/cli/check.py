@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`archkey check`: the exam of a target or a plugin, and its record."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from archkey.cli.output import emit, json_option
+from archkey.conformance.levels import Level, parse_levels
+from archkey.errors import UnknownName
+from archkey.locate import find_device
+from archkey.requirements import installed_versions
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from archkey.conformance.exam import Subject
+    from archkey.conformance.levels import Item, Outcome
+    from archkey.conformance.pool import Terms
+
+__all__ = ["command"]
+
+
+@click.command(short_help="Examine the kernels of a target or plugin.")
+@click.argument("name", metavar="[TARGET|PLUGIN]", required=False)
+@click.option("--level", "-l", "levels", multiple=True, help="Only this level; repeatable.")
+@click.option("--operator", "-o", "operators", multiple=True, help="Only this one; repeatable.")
+@click.option("--full", is_flag=True, help="Interpret the sizes of real models too: slow.")
+@click.option("--examples", default=20, show_default=True, help="Random problems a kernel.")
+@click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
+@click.option("--jobs", "-j", type=int, help="Processes at a time; default: one a core.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds a case; 0 is no limit.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The record; default: in the user's data folder.",
+)
+@json_option
+def command(
+    name: str | None,
+    levels: tuple[str, ...],
+    operators: tuple[str, ...],
+    full: bool,
+    examples: int,
+    seed: int,
+    jobs: int | None,
+    timeout: float,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Examine the kernels of a TARGET, or of one PLUGIN such as cuda_sm90.acme, level by level.
+
+    Levels: contract, compiled, interpreted, emulated, device. What cannot run here is skipped, with
+    the reason, and never counts as passed. Cases run in processes of their own; progress goes to
+    stderr. The outcome is kept in an evidence record, which `archkey coverage` reads: levels that
+    did not run now stay in it as they were. An exam of some operators only is not recorded.
+
+    Exit code 1 if a case failed, or if a level asked for by name ran no case.
+
+    \b
+    archkey check rocm_gfx950
+    archkey check cuda_sm90 --level device
+    archkey check cuda_sm90.acme --operator rmsnorm --level interpreted --full
+    archkey check acme_x1 --json | jq '.levels.interpreted.cases[] | select(.outcome == "failed")'
+    """
+    from archkey.conformance import evidence, exam, record
+    from archkey.conformance.pool import Terms
+
+    wanted = parse_levels(levels)
+    if operators and output:
+        raise click.UsageError("--output takes a whole exam; leave out --operator.")
+    subject = exam.find(name or find_device(None).target.key)
+    for operator in operators:
+        if operator not in subject.session.operators:
+            raise UnknownName("operator", operator, subject.session.operators)
+    terms = Terms(jobs or os.cpu_count() or 1, timeout, examples, seed)
+    asked = {level: exam.questions(subject, level, operators, full) for level in wanted}
+    path = None if operators else output or evidence.own_path(subject.name)
+    if path:
+        record.read(path)  # one that cannot be understood is said before the work, not after
+    document = record.new(subject.target)
+    complete = _hold(subject, asked, terms, document, path)
+    if as_json:
+        emit(document)
+    else:
+        _show(document, path)
+    if not complete:
+        raise click.exceptions.Exit(130)
+    if _failed(document, levels):
+        raise click.exceptions.Exit(1)
+
+
+def _hold(
+    subject: Subject,
+    asked: dict[Level, tuple[list[Item], list[Outcome]]],
+    terms: Terms,
+    document: dict[str, Any],
+    path: Path | None,
+) -> bool:
+    """Hold the exam: each level goes into `document`, and to `path`, as soon as it ends.
+
+    False if it was interrupted; what was done by then is kept, marked as incomplete.
+    """
+    from archkey.cli import render
+    from archkey.conformance import evidence, exam, record
+    from archkey.conformance.pool import answers
+
+    complete = True
+    with render.progress(sum(len(items) for items, _ in asked.values())) as step:
+        for level, (items, answered) in asked.items():
+            outcomes = list(answered)
+            try:
+                for outcome in answers(subject.target, level, items, terms):
+                    outcomes.append(outcome)
+                    failed = ": failed" if outcome.outcome == "failed" else ""
+                    step(f"{outcome.item.name}{failed}")
+            except KeyboardInterrupt:
+                complete = False
+                done = len(outcomes) - len(answered)
+                click.echo(f"interrupted at {level.value}: {done} of {len(items)}", err=True)
+            document["levels"][level.value] = record.block(
+                outcomes,
+                complete=complete,
+                date=datetime.now(timezone.utc).date().isoformat(),
+                device=_device(subject) if level is Level.DEVICE else None,
+                versions=_versions(subject),
+                sources=exam.sources(subject),
+            )
+            if path and (complete or len(outcomes) > len(answered)):
+                evidence.keep(path, subject.target, document["levels"])
+            if not complete:
+                break
+    return complete
+
+
+def _device(subject: Subject) -> dict[str, Any]:
+    """The device, without what tells one card from its twin."""
+    facts = find_device(subject.target).to_json()
+    return {name: value for name, value in facts.items() if name not in ("uuid", "index")}
+
+
+def _versions(subject: Subject) -> dict[str, str]:
+    """What the outcomes depend on besides the source: distributions and Python."""
+    packages = {"archkey", "torch", "triton", *(p.distribution for p in subject.plugins)}
+    found = installed_versions(sorted(packages))
+    return {**found, "python": platform.python_version()}
+
+
+def _failed(document: dict[str, Any], asked: tuple[str, ...]) -> bool:
+    """Whether a case failed, or a level that was asked for by name ran none."""
+    levels = document["levels"]
+    idle = [name for name in asked if not levels[name]["passed"] + levels[name]["failed"]]
+    for name in idle:
+        reasons = sorted({row["reason"] for row in levels[name]["cases"]})
+        click.echo(f"level {name} was not run: {'; '.join(reasons)}", err=True)
+    return bool(idle) or any(level["failed"] for level in levels.values())
+
+
+def _show(document: dict[str, Any], path: Path | None) -> None:
+    from rich.text import Text
+
+    from archkey.cli import render
+
+    console = render.open_console()
+    levels: dict[str, Any] = document["levels"]
+    rows = [(name, row) for name, level in levels.items() for row in level["cases"]]
+    table: list[list[render.Cell]] = []
+    for operator, kernel in dict.fromkeys((row["operator"], row["kernel"]) for _, row in rows):
+        mine = [(n, r) for n, r in rows if (r["operator"], r["kernel"]) == (operator, kernel)]
+        cells = [_cell([r for n, r in mine if n == name], levels[name]) for name in levels]
+        table.append([render.stack(Text(operator, "bold"), kernel), *cells])
+    render.table(console, ("operator, kernel", *levels), table)
+    for (name, reason), count in Counter(
+        (name, row["reason"]) for name, row in rows if row["outcome"] == "skipped"
+    ).items():
+        console.print(Text(f"  - {name}: not run, {count} x {reason}", "dim"))
+    for name, row in rows:
+        if row["outcome"] == "failed":
+            what = f"failed: {name} {row['operator']} {row['kernel']}, {row['case']}: "
+            console.print(Text(what + _measured(row) + row["reason"], "red"))
+    counts = {key: sum(level[key] for level in levels.values()) for key in _COUNTS}
+    said = ", ".join(f"{count} {key}" for key, count in counts.items())
+    console.print(f"{document['target']}: {said}" + (f"; recorded in {path}" if path else ""))
+
+
+_COUNTS = ("passed", "failed", "skipped")
+
+
+def _cell(rows: list[dict[str, Any]], level: dict[str, Any]) -> Text:
+    """What became of a kernel at a level: counts, and the error next to its limit."""
+    from rich.text import Text
+
+    counts = Counter(row["outcome"] for row in rows)
+    if counts["failed"]:
+        return Text(f"{counts['failed']} of {counts['failed'] + counts['passed']} failed", "red")
+    if not counts["passed"]:
+        return Text("not run" if rows else "", "dim")
+    text = f"{counts['passed']} passed" if level["complete"] else f"{counts['passed']}, cut off"
+    measured = [row for row in rows if row["tolerance"]]
+    if measured:
+        worst = max(measured, key=lambda row: row["error"] / row["tolerance"])
+        text += f"\n{_measured(worst).rstrip()}"
+    return Text(text, "green" if level["complete"] else "yellow")
+
+
+def _measured(row: dict[str, Any]) -> str:
+    """ "1.2e-03 <= 4.0e-03 ", or nothing where nothing was measured."""
+    if row["error"] is None or row["tolerance"] is None:
+        return ""
+    error = float(row["error"])
+    sign = "<=" if error <= row["tolerance"] else ">"
+    return f"{error:.1e} {sign} {row['tolerance']:.1e} "

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where records lie, and what they say of the kernels of a session. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import platformdirs
+
+from archkey.conformance.levels import Level
+from archkey.conformance.record import Standing, new, read, standing, write
+from archkey.conformance.sources import digest
+from archkey.errors import RecordError
+from archkey.kernel import Kernel
+from archkey.plugins import State
+from archkey.session import Session
+from archkey.settings import settings
+
+__all__ = ["NAME", "Records", "highest", "keep", "own_path", "records", "standings"]
+
+NAME = "evidence.json"
+"""A plugin's record, in its top-level package."""
+
+
+Records = list[tuple[Path, dict[str, Any]]]
+"""Where each lies, and what is in it."""
+
+
+def own_path(subject: str) -> Path:
+    """The user's record of a target or plugin."""
+    chosen = settings().data_dir
+    base = Path(chosen) if chosen else platformdirs.user_data_path("archkey")
+    return base / "evidence" / f"{subject}.json"
+
+
+def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
+    """Put `levels` into the record at `path`; its other levels stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+        record = read(path) or new(target)
+        if record["target"] != target:
+            raise RecordError(
+                f"{path} is the record of {record['target']}, not of {target}; "
+                "choose another file with --output"
+            )
+        merged = {**record["levels"], **levels}
+        record["levels"] = {name: merged[name] for name in _ORDER if name in merged}
+        write(path, record)
+
+
+_ORDER = [level.value for level in Level]
+
+
+def records(session: Session) -> Records:
+    """Records on this session's target: those the plugins ship, then the user's own.
+
+    Raises RecordError for one that cannot be understood.
+    """
+    target = session.device.target.key
+    paths: list[Path] = []
+    for entry in session.report:
+        if entry.state is State.LOADED and entry.found.location:
+            paths.append(Path(entry.found.location) / NAME)
+            paths.append(own_path(entry.found.name))
+    paths.append(own_path(target))
+    found = [(path, read(path)) for path in dict.fromkeys(paths)]
+    return [(path, record) for path, record in found if record and record["target"] == target]
+
+
+def standings(session: Session, kernel: Kernel, known: Records) -> dict[Level, Standing]:
+    """The best of what the `known` records say of `kernel`, by level."""
+    code = digest(kernel, session.operators[kernel.operator])
+    best: dict[Level, Standing] = {}
+    for _, record in known:
+        for level, found in standing(record, kernel.operator, kernel.id, code).items():
+            before = best.get(level)
+            # What counts goes before what does not; of two that count alike, the later one.
+            rank = (not found.stale, found.date)
+            if before is None or rank >= (not before.stale, before.date):
+                best[level] = found
+    return best
+
+
+def highest(found: Mapping[Level, Standing]) -> Standing | None:
+    """The highest level that was passed."""
+    passed = [found[level] for level in Level if level in found and found[level].holds]
+    return passed[-1] if passed else None

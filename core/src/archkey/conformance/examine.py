@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers one question of the exam, in this process, on this session.
+
+`exam` asks the questions, and `worker` answers them with this in a process of its own, since a
+wrong kernel may take its process with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from archkey.conformance import contract
+from archkey.conformance.case import Case
+from archkey.conformance.cases import cases_of, random_of
+from archkey.conformance.judge import Result, judge
+from archkey.conformance.levels import RANDOM, Item, Level, Outcome
+from archkey.conformance.refusal import refused
+from archkey.errors import UnknownName, Unsupported, describe
+from archkey.kernel import Kernel
+from archkey.session import Session
+
+__all__ = ["BUILDER", "CAPABILITIES", "EXAMPLE", "LOGIC", "REFUSES", "Options", "examine"]
+
+CAPABILITIES = "capabilities"
+"""Stands for the operator where a plugin's claims are examined; the kernel is then the plugin."""
+
+BUILDER, EXAMPLE, REFUSES, LOGIC = "builder", "example: ", "refuses ", "no contradiction"
+"""Cases of level contract; an example's label, or the wrong argument, follows."""
+
+
+class Options(NamedTuple):
+    """How thoroughly to ask. examples: random problems a kernel; seed: of all numbers."""
+
+    examples: int
+    seed: int = 0
+
+
+def examine(
+    session: Session, item: Item, options: Options, begin: Callable[[str], None]
+) -> Outcome:
+    """The outcome of `item`; what a kernel raises becomes an outcome, too.
+
+    begin  is told what runs now, in case it never ends
+    """
+    begin(item.case)
+    try:
+        if item.operator == CAPABILITIES:
+            return _capability(session, item)
+        if item.level == Level.CONTRACT:
+            return _contract(session, item)
+        if item.level == Level.COMPILED:
+            return _compiled(session, item)
+        return _numbers(session, item, options, begin)
+    except (Exception, SystemExit) as error:
+        return Outcome(item, "failed", reason=describe(error))
+
+
+def _kernel(session: Session, item: Item) -> Kernel:
+    for kernel in session.kernels(item.operator):
+        if kernel.id == item.kernel:
+            return kernel
+    known = [kernel.id for kernel in session.kernels(item.operator)]
+    raise UnknownName(f"kernel of {item.operator}", item.kernel, known)
+
+
+def _verdict(item: Item, complaint: str, **details: Any) -> Outcome:
+    return Outcome(item, "failed" if complaint else "passed", reason=complaint, details=details)
+
+
+def _capability(session: Session, item: Item) -> Outcome:
+    from archkey.conformance.probes import contradictions, probe_capability
+
+    if item.case == LOGIC:
+        found = contradictions(session.capabilities, session.device.target)
+        return _verdict(item, "; ".join(found))
+    claimed = session.capabilities[item.case].value
+    proved, reason = probe_capability(item.case, claimed, session.device)
+    if proved is None:
+        return Outcome(item, "skipped", reason=reason)
+    return Outcome(item, "passed" if proved else "failed", reason=reason)
+
+
+def _contract(session: Session, item: Item) -> Outcome:
+    operator = session.operators[item.operator]
+    if item.kernel == contract.FUNCTION:
+        call = item.case.removeprefix(REFUSES)
+        return _verdict(item, contract.check_refusal(session, operator, call))
+    kernel = _kernel(session, item)
+    if item.case == BUILDER:
+        return _verdict(item, contract.check_builder(kernel))
+    problem = operator.examples[item.case.removeprefix(EXAMPLE)]
+    outcome, reason = contract.check_example(session, kernel, problem)
+    return Outcome(item, outcome, reason=reason)
+
+
+def _compiled(session: Session, item: Item) -> Outcome:
+    """One example as machine code; with dependent launches where the device has them."""
+    from archkey.conformance.machine_code import expectations, judge_code, read
+
+    kernel = _kernel(session, item)
+    problem = session.operators[item.operator].examples[item.case.removeprefix(EXAMPLE)]
+    if "pdl" in problem._fields:
+        problem = problem._replace(pdl=session.pdl)
+    try:
+        plan = session.plan(problem, kernel=kernel.id)
+    except Unsupported as error:
+        refusal = refused(error, kernel.id)
+        if not refusal:
+            raise
+        return Outcome(item, "skipped", reason=refusal)
+    if not plan.compiled:
+        return Outcome(item, "skipped", reason="this problem needs no Triton program")
+    codes = [read(compiled) for compiled in plan.compiled]
+    complaints = judge_code(codes, expectations(kernel, problem, session))
+    return _verdict(item, "; ".join(complaints), programs=[code.to_json() for code in codes])
+
+
+def _numbers(
+    session: Session, item: Item, options: Options, begin: Callable[[str], None]
+) -> Outcome:
+    operator = session.operators[item.operator]
+    device = item.level == Level.DEVICE
+
+    def run(case: Case) -> Result:
+        return judge(
+            session,
+            case,
+            options.seed,
+            kernel=item.kernel,
+            level=item.level,
+            runs=2 if device else 1,
+        )
+
+    if item.case == RANDOM:
+        return _random(session, item, options, run, begin)
+    for case in cases_of(operator):
+        if case.name == item.case:
+            return _outcome(item, run(case))
+    raise UnknownName(f"case of {item.operator}", item.case, [c.name for c in cases_of(operator)])
+
+
+def _random(
+    session: Session,
+    item: Item,
+    options: Options,
+    run: Callable[[Case], Result],
+    begin: Callable[[str], None],
+) -> Outcome:
+    from archkey.conformance.randomised import draw  # hypothesis is an extra
+
+    size = 4 if item.level == Level.DEVICE else 1
+    strategy = random_of(session.operators[item.operator], size)
+    if strategy is None:
+        return Outcome(item, "skipped", reason=f"{item.operator} has no random cases")
+    drawn = draw(strategy, run, options.examples, options.seed, begin)
+    details = {"problems": drawn.judged, "not accepted": drawn.skipped}
+    if drawn.worst is None:
+        reason = f"none of {drawn.skipped} random problems was accepted"
+        return Outcome(item, "skipped", reason=reason, details=details)
+    case, result = drawn.worst
+    outcome = _outcome(item, result)
+    reason = f"{case.name}: {outcome.reason}"
+    return Outcome(item, outcome.outcome, outcome.error, outcome.tolerance, reason, details)
+
+
+def _outcome(item: Item, result: Result) -> Outcome:
+    if result.skipped:
+        return Outcome(item, "skipped", reason=result.reason)
+    outcome = "passed" if result.passed else "failed"
+    return Outcome(item, outcome, result.error, result.tolerance, result.reason)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that answers: `python -m archkey.conformance.worker`, asked by `pool`.
+
+A JSON line on stdin is a question, the fields of an `Item`; the answer on stdout is a line
+`{"begin": name}` for what runs now, then `{"outcome": ...}`. What kernels print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from archkey.conformance.examine import Options, examine
+from archkey.conformance.levels import Item, Level
+from archkey.locate import find_device
+from archkey.probe import Device
+from archkey.session import Session
+from archkey.settings import settings
+from archkey.target import Target
+
+__all__ = ["main", "open_for"]
+
+
+def open_for(target: str, level: str) -> Session:
+    """A session of `target` for a level: on the device, or pretending to have one."""
+    parsed = Target.parse(target)
+    if level == Level.DEVICE or parsed.platform == "cpu":
+        return Session(find_device(target), settings())
+    return Session(Device(parsed, index=0, name="", source="pretend"), settings())
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    parser = argparse.ArgumentParser(prog="archkey.conformance.worker", description=__doc__)
+    parser.add_argument("--target", required=True)
+    parser.add_argument("--level", required=True)
+    parser.add_argument("--examples", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    given = parser.parse_args()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # a kernel that prints must not be taken for an answer
+
+    def say(**answer: Any) -> None:
+        print(json.dumps(answer), file=answers, flush=True)
+
+    import torch
+
+    torch.set_num_threads(1)  # the pool has a worker a core
+    session = open_for(given.target, given.level)
+    options = Options(given.examples, given.seed)
+    for line in sys.stdin:
+        item = Item(**json.loads(line))
+        outcome = examine(session, item, options, lambda name: say(begin=name))
+        say(outcome=outcome.to_json())
+
+
+if __name__ == "__main__":
+    main()
