@@ -23,6 +23,7 @@ from archkey import plugins as plugins_room
 from archkey import session as room
 from archkey.capabilities import Capability
 from archkey.conditions import at_most, is_
+from archkey.conformance.judge import torch_device
 from archkey.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -157,6 +158,51 @@ def test_a_pretended_device_is_compiled_for_and_not_launched(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     interpreted = _fakes.session(FAST, device=card("rocm_gfx950", source="pretend"))
     assert ran(interpreted) == "fast"
+
+
+# ---- where tensors live
+
+
+HOST = {"source": "kestrel_k1", "torch_type": "cpu"}
+NPU = {"source": "ascend_910", "torch_type": "npu"}
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"),
+    [
+        (card("cuda_sm90", 1), "cuda:1"),
+        (card("rocm_gfx950", 1, "kfd"), "cuda:1"),
+        (card("acme_x1", 1, "acme"), "acme:1"),
+        (card("ascend_910", 1, **NPU), "npu:1"),
+        (card("kestrel_k1", 1, **HOST), "cpu"),
+        (card("cuda_sm90", 1, "pretend"), "cpu"),
+        (card("cpu", 0, "cpu"), "cpu"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_where_a_sessions_tensors_live(device: Device, kind: str) -> None:
+    assert torch_device(_fakes.session(FAST, device=device)) == kind
+    assert device.to_json()["torch_type"] == device.effective_torch_type
+
+
+@pytest.mark.parametrize("name", ["npu:1", SimpleNamespace(type="npu", index=1)], ids=str)
+def test_a_torch_device_need_not_be_called_like_its_platform(machine: Machine, name: Any) -> None:
+    machine(card("ascend_910", 0, **NPU), card("ascend_910", 1, **NPU))
+    device = archkey.open(name).device
+    assert (device.target.key, device.index) == ("ascend_910", 1)
+
+
+def test_a_tensor_in_host_memory_is_the_cpus(machine: Machine) -> None:
+    """An accelerator that works there comes first in the machine, and is opened by name."""
+    machine(card("kestrel_k1", **HOST))
+    x = torch.zeros(2)
+    assert room.session_of(x.device).device.target.key == "cpu"
+    assert archkey.open("cpu").device.target.key == "cpu"
+    session = archkey.open("kestrel_k1")
+    assert session.device.source == "kestrel_k1"
+    assert session.toy_op(x) is x
+    with pytest.raises(ArgumentValueError, match="of cpu:0, found a tensor on meta"):
+        session.toy_op(x.to("meta"))
 
 
 # ---- operators as methods

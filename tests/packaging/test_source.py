@@ -20,7 +20,8 @@ ROOMS = (
     *("errors", "_torch", "settings", "conditions", "requirements", "tuning"),
     *("target", "probe", "capabilities", "ops", "formats", "kernel", "hookspecs"),
     *("_admission", "plugins", "selection", "explain", "launch", "locate", "session"),
-    *("reference", "kernels", "integrations", "conformance", "bench", "cli", "__main__"),
+    *("reference", "kernels", "integrations", "conformance", "bench", "scaffold", "cli"),
+    "__main__",
 )
 
 

@@ -30,7 +30,8 @@ def find_device(device: Any) -> Device:
         return found[0]
     if hasattr(device, "type") and hasattr(device, "index"):  # torch.device
         return _device_of_torch(device.type, device.index, found)
-    if isinstance(device, str) and device.partition(":")[0] in ("cpu", "cuda"):
+    types = {"cpu", "cuda", *(d.effective_torch_type for d in found)}
+    if isinstance(device, str) and device.partition(":")[0] in types:
         kind, _, index = device.partition(":")
         if kind == "cpu" or index.isdigit() or not index:
             return _device_of_torch(kind, int(index or 0), found)
@@ -44,9 +45,14 @@ def find_device(device: Any) -> Device:
 
 
 def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) -> Device:
-    """The probed device behind a torch device. torch calls an AMD GPU "cuda" too."""
-    platforms = ("cuda", "rocm") if kind == "cuda" else (kind,)
-    real = [d for d in found if d.source != "pretend" and d.target.platform in platforms]
+    """The probed device behind a torch device.
+
+    A tensor in host memory is the CPU's, also where an accelerator works there: that one is opened
+    by its target.
+    """
+    real = [d for d in found if d.source != "pretend" and d.effective_torch_type == kind]
+    if kind == "cpu":
+        real = [d for d in real if d.target.platform == "cpu"]
     uuid = _torch_uuid(index or 0) if kind == "cuda" and len(real) > 1 else ""
     # By default CUDA sorts different GPUs by speed and the driver by bus: the uuid decides.
     same = [d for d in real if uuid and uuid in (d.uuid or "")]

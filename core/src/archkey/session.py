@@ -349,7 +349,7 @@ def _fp8(session: Session) -> str:
 def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
     """`impl` on `session`, for tensors of its device only."""
     device = session.device
-    platform = device.target.platform
+    kind = device.effective_torch_type
 
     @functools.wraps(impl)
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -358,7 +358,6 @@ def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
                 found: Any = getattr(value, "device", None)
                 if not hasattr(found, "type"):  # no tensor; numpy arrays have a device too
                     continue
-                kind = "cuda" if platform in ("cuda", "rocm") else platform
                 if found.type == kind and (kind == "cpu" or found.index == device.index):
                     break
                 raise ArgumentValueError(

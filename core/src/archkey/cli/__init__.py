@@ -27,7 +27,10 @@ from archkey.settings import settings
 
 __all__ = ["cli", "main"]
 
-COMMANDS = ("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench")
+COMMANDS = (
+    *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
+    "new-plugin",
+)
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 
 

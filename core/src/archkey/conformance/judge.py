@@ -166,9 +166,9 @@ def judge(
 def torch_device(session: Session) -> str:
     """Where tensors for `session` live; a pretended device is interpreted on the CPU."""
     device = session.device
-    if device.source == "pretend" or device.target.platform == "cpu":
+    kind = device.effective_torch_type
+    if device.source == "pretend" or kind == "cpu":
         return "cpu"
-    kind = "cuda" if device.target.platform in ("cuda", "rocm") else device.target.platform
     return f"{kind}:{device.index}"
 
 

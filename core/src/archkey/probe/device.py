@@ -38,6 +38,15 @@ class Device:
     uuid: str | None = None
     driver: str | None = None
     """The driver's version."""
+    torch_type: str = ""
+    """torch's name for where its tensors live, if that is not the platform's: "npu", or "cpu" of an
+    accelerator that works in host memory. Read `effective_torch_type`."""
+
+    @property
+    def effective_torch_type(self) -> str:
+        """The type of its tensors' torch.device. torch calls an AMD GPU "cuda" too."""
+        platform = self.target.platform
+        return self.torch_type or ("cuda" if platform in ("cuda", "rocm") else platform)
 
     @property
     def torch_kind(self) -> str:
@@ -46,7 +55,8 @@ class Device:
 
     def to_json(self) -> dict[str, str | int | None]:
         """All fields as JSON values; the target as text that `Target.parse` reads."""
-        return {**vars(self), "target": str(self.target)}
+        own = {"target": str(self.target), "torch_type": self.effective_torch_type}
+        return {**vars(self), **own}
 
 
 @dataclass(frozen=True)
