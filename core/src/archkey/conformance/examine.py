@@ -15,6 +15,7 @@ from archkey.conformance.case import Case
 from archkey.conformance.cases import cases_of, random_of
 from archkey.conformance.judge import Result, judge
 from archkey.conformance.levels import RANDOM, Item, Level, Outcome
+from archkey.conformance.machine_code import expectations, judge_code, read
 from archkey.conformance.refusal import refused
 from archkey.errors import UnknownName, Unsupported, describe
 from archkey.kernel import Kernel
@@ -96,8 +97,6 @@ def _contract(session: Session, item: Item) -> Outcome:
 
 def _compiled(session: Session, item: Item) -> Outcome:
     """One example as machine code; with dependent launches where the device has them."""
-    from archkey.conformance.machine_code import expectations, judge_code, read
-
     kernel = _kernel(session, item)
     problem = session.operators[item.operator].examples[item.case.removeprefix(EXAMPLE)]
     if "pdl" in problem._fields:

@@ -48,11 +48,6 @@ class Device:
         platform = self.target.platform
         return self.torch_type or ("cuda" if platform in ("cuda", "rocm") else platform)
 
-    @property
-    def torch_kind(self) -> str:
-        """The type of torch device that its tensors are on; torch calls an AMD GPU "cuda" too."""
-        return "cuda" if self.target.platform in ("cuda", "rocm") else self.target.platform
-
     def to_json(self) -> dict[str, str | int | None]:
         """All fields as JSON values; the target as text that `Target.parse` reads."""
         own = {"target": str(self.target), "torch_type": self.effective_torch_type}
