@@ -182,7 +182,7 @@ NPU = {"source": "ascend_910", "torch_type": "npu"}
 )
 def test_where_a_sessions_tensors_live(device: Device, kind: str) -> None:
     assert torch_device(_fakes.session(FAST, device=device)) == kind
-    assert device.to_json()["torch_type"] == device.effective_torch_type
+    assert device.to_json()["torch_type"] == device.torch_kind
 
 
 @pytest.mark.parametrize("name", ["npu:1", SimpleNamespace(type="npu", index=1)], ids=str)

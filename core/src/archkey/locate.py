@@ -30,7 +30,7 @@ def find_device(device: Any) -> Device:
         return found[0]
     if hasattr(device, "type") and hasattr(device, "index"):  # torch.device
         return _device_of_torch(device.type, device.index, found)
-    types = {"cpu", "cuda", *(d.effective_torch_type for d in found)}
+    types = {"cpu", "cuda", *(d.torch_kind for d in found)}
     if isinstance(device, str) and device.partition(":")[0] in types:
         kind, _, index = device.partition(":")
         if kind == "cpu" or index.isdigit() or not index:
@@ -50,7 +50,7 @@ def _device_of_torch(kind: str, index: int | None, found: tuple[Device, ...]) ->
     A tensor in host memory is the CPU's, also where an accelerator works there: that one is opened
     by its target.
     """
-    real = [d for d in found if d.source != "pretend" and d.effective_torch_type == kind]
+    real = [d for d in found if d.source != "pretend" and d.torch_kind == kind]
     if kind == "cpu":
         real = [d for d in real if d.target.platform == "cpu"]
     uuid = _torch_uuid(index or 0) if kind == "cuda" and len(real) > 1 else ""

@@ -349,7 +349,7 @@ def _fp8(session: Session) -> str:
 def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
     """`impl` on `session`, for tensors of its device only."""
     device = session.device
-    kind = device.effective_torch_type
+    kind = device.torch_kind
 
     @functools.wraps(impl)
     def method(*args: Any, **kwargs: Any) -> Any:

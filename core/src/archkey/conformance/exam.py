@@ -192,7 +192,7 @@ def _no_device(target: str) -> str:
         return f"no {target} on this machine"
     import torch
 
-    kind = here[0].effective_torch_type
+    kind = here[0].torch_kind
     if kind != "cpu" and not getattr(getattr(torch, kind, None), "is_available", bool)():
         return f"there is a {target}, but torch {torch.__version__} cannot use {kind!r} devices"
     return ""

@@ -166,7 +166,7 @@ def judge(
 def torch_device(session: Session) -> str:
     """Where tensors for `session` live; a pretended device is interpreted on the CPU."""
     device = session.device
-    kind = device.effective_torch_type
+    kind = device.torch_kind
     if device.source == "pretend" or kind == "cpu":
         return "cpu"
     return f"{kind}:{device.index}"

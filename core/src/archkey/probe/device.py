@@ -40,17 +40,17 @@ class Device:
     """The driver's version."""
     torch_type: str = ""
     """torch's name for where its tensors live, if that is not the platform's: "npu", or "cpu" of an
-    accelerator that works in host memory. Read `effective_torch_type`."""
+    accelerator that works in host memory. Read `torch_kind`."""
 
     @property
-    def effective_torch_type(self) -> str:
-        """The type of its tensors' torch.device. torch calls an AMD GPU "cuda" too."""
+    def torch_kind(self) -> str:
+        """The type of torch device that its tensors are on; torch calls an AMD GPU "cuda" too."""
         platform = self.target.platform
         return self.torch_type or ("cuda" if platform in ("cuda", "rocm") else platform)
 
     def to_json(self) -> dict[str, str | int | None]:
         """All fields as JSON values; the target as text that `Target.parse` reads."""
-        own = {"target": str(self.target), "torch_type": self.effective_torch_type}
+        own = {"target": str(self.target), "torch_type": self.torch_kind}
         return {**vars(self), **own}
 
 
