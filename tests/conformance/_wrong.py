@@ -93,7 +93,8 @@ def contiguous(*names: str) -> Wrong:
     """Inputs read, or outputs written, as if their strides were those of their shape."""
 
     def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
-        results = right(**inputs | {n: _packed(t) for n, t in inputs.items() if n in names})
+        read = [name for name in names if inputs.get(name) is not None]
+        results = right(**inputs | {name: _packed(inputs[name]) for name in read})
         for name in names:
             if name in outputs:
                 _packed(outputs[name]).copy_(results.pop(name))

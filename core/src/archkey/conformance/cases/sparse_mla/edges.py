@@ -130,6 +130,7 @@ _QUANTIZE: tuple[tuple[str, Sequence[Quantize]], ...] = (
     *((f"format {f}", (replace(_Q, kv_format=f, scale_mode=m),)) for f, m in _MODES),
     ("scales between powers of two", [replace(_Q, kv_format=f) for f, _ in _MODES[:2]]),
     ("scales rounded up to powers of two", (replace(_Q, scale_mode="pow2"),)),
+    ("FP8 codes of the device", [replace(_Q, kv_format=f, scale_mode=m) for f, m in _MODES]),
     ("tiles of zeros", [replace(_Q, values="zeros", kv_format=f, scale_mode=m) for f, m in _MODES]),
     ("values that underflow", (replace(_Q, values="tiny"),)),
     ("values below the least amax", (replace(_Q, values="faint", dtype="fp32"),)),
@@ -158,7 +159,7 @@ _QUANTIZE: tuple[tuple[str, Sequence[Quantize]], ...] = (
     ("4-D cache", [replace(_Q, form=form) for form in ("nhd", "hnd")]),
     ("latent and rope of one tensor", (replace(_Q, joint=True),)),
     ("rows apart", [Quantize(30, f, m, gap=gap) for f, m in _MODES for gap in (16, 3)]),
-    *((f"far {name}", (replace(_Q, far=name),)) for name in ("k_nope", "k_rope", "out")),
+    *((f"far {name}", (Quantize(7, page=4, far=name),)) for name in ("k_nope", "k_rope", "out")),
     ("far planar out", (replace(_Q, far="out", kv_format="fp8_model1", scale_mode="pow2"),)),
 )
 
