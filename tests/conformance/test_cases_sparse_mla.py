@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from tests.conformance import _wrong
-from tests.conformance._wrong import Right, Values, Wrong
+from tests.conformance import _wrong_mla as _wrong
+from tests.conformance._wrong_mla import Right, Values, Wrong
 
 import archkey
 from archkey.conformance.case import Case

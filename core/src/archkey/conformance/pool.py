@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import select
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from archkey.conformance.levels import Item, Level, Outcome
+from archkey.target import Target
 
 __all__ = ["Terms", "Worker", "answers"]
 
@@ -44,7 +46,8 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
         todo.put(item)
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
-    jobs = 1 if level is Level.DEVICE and not target.startswith("cpu") else terms.jobs
+    shared = level is Level.DEVICE and Target.parse(target).platform != "cpu"
+    jobs = 1 if shared else terms.jobs
     threads = [
         threading.Thread(target=_work, args=(target, level, terms, todo, done, stop), daemon=True)
         for _ in range(min(jobs, len(items)))
@@ -73,6 +76,7 @@ def _work(
 ) -> None:
     """One thread: takes questions from `todo`, and keeps one worker to ask."""
     worker: Worker | None = None
+    accelerator = level is Level.DEVICE and Target.parse(target).platform != "cpu"
     try:
         while not stop.is_set():
             try:
@@ -81,8 +85,8 @@ def _work(
                 return
             worker = worker or Worker(target, level, terms)
             outcome = worker.ask(item, stop)
-            if worker.gone or (level is Level.DEVICE and outcome.outcome == "failed"):
-                worker.close()  # after a fault a GPU's context may answer everything with an error
+            if worker.gone or (accelerator and _may_be_stuck(outcome)):
+                worker.close()
                 worker = None
             done.put(outcome)
     except BaseException as error:
@@ -90,6 +94,11 @@ def _work(
     finally:
         if worker is not None:
             worker.close()
+
+
+def _may_be_stuck(outcome: Outcome) -> bool:
+    """After a fault, a GPU's context answers everything with an error: begin with a new one."""
+    return outcome.outcome == "failed" and (outcome.error is None or math.isinf(outcome.error))
 
 
 class Worker:

@@ -83,8 +83,10 @@ def check_apart(op: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def heads_of(tensor: torch.Tensor) -> int:
-    """1 where the rows are evenly spaced, h elsewhere."""
+    """1 where the rows are evenly spaced, or none, and h elsewhere."""
     if tensor.dim() == 2 or tensor.stride(0) == tensor.stride(1) * tensor.shape[1]:
+        return 1
+    if not tensor.shape[1]:
         return 1
     return int(tensor.shape[1])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.mla.tensors import spelled
+from archkey.conformance.cases.spec import describe
 
 __all__ = ["CASES"]
 
@@ -173,7 +173,7 @@ _MERGE: tuple[tuple[str, Sequence[Merge]], ...] = (
 def _cases(operator: str, table: Iterable[tuple[str, Sequence[Any]]]) -> Iterable[Case]:
     for about, calls in table:
         for call in calls:
-            yield Case(operator, about, spelled(call), call, edge=True)
+            yield Case(operator, about, describe(call), call, edge=True)
 
 
 CASES = (

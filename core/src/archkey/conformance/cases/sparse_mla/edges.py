@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.tensors import spelled
 from archkey.conformance.cases.sparse_mla.inputs import SparseDecode, SparsePrefill
 from archkey.conformance.cases.sparse_mla.rows import Dequantize, Logical, Quantize
+from archkey.conformance.cases.spec import describe
 
 __all__ = ["CASES"]
 
@@ -195,7 +195,7 @@ _LOGICAL: tuple[tuple[str, Sequence[Logical]], ...] = (
 def _cases(operator: str, table: Iterable[tuple[str, Sequence[Any]]]) -> Iterable[Case]:
     for about, calls in table:
         for call in calls:
-            yield Case(operator, about, spelled(call), call, edge=True)
+            yield Case(operator, about, describe(call), call, edge=True)
 
 
 CASES = (

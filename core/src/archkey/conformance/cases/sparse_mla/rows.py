@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import DTYPES, empty, paged_slots, stretched
+from archkey.conformance.cases.mla.tensors import empty, paged_slots, stretched
 from archkey.conformance.cases.sparse_mla.pools import Pool, flavoured, latents, placed
+from archkey.conformance.cases.spec import DTYPES
 from archkey.formats.sparse_kv import PackedKV, empty_cache, packed
 
 __all__ = ["Dequantize", "Logical", "Quantize"]

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`archkey check`: what it asks, prints, writes, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.core._fakes import World, hook
+
+from archkey.cli import cli
+from archkey.conformance import exam, pool, record
+from archkey.conformance.levels import ALL, Item, Level, Outcome
+from archkey.errors import PluginError, UnknownName
+
+FAST = ("--operator", "merge_attn_states", "--examples", "2", "--jobs", "1")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, environ: Any) -> Path:
+    environ(ARCHKEY_DATA_DIR=str(tmp_path))
+    return tmp_path
+
+
+def check(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["check", *arguments], prog_name="archkey")
+
+
+def answered(target: str, level: Level, items: Any, terms: Any) -> Any:
+    """Stands in for the pool: all pass at once."""
+    for item in items:
+        yield Outcome(item, "passed")
+
+
+def test_the_document(own_folder: Path) -> None:
+    result = check("cpu", "--json", "--level", "contract", "--level", "device", *FAST)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["target"] == "cpu"
+    assert list(document["levels"]) == ["contract", "device"]
+    for level in document["levels"].values():
+        counts = [sum(r["outcome"] == key for r in level["cases"]) for key in COUNTS]
+        assert counts == [level[key] for key in COUNTS]
+        assert level["versions"]["torch"]
+    device = document["levels"]["device"]["cases"]
+    names = {"operator", "kernel", "case", "outcome", "error", "tolerance", "reason"}
+    assert all(names <= set(row) for row in device)
+    assert all(0 <= row["error"] <= row["tolerance"] for row in device if row["error"] is not None)
+    assert not list(own_folder.iterdir()), "an exam of some operators is not recorded"
+
+
+COUNTS = ("passed", "failed", "skipped")
+
+
+def test_a_whole_exam_is_recorded(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "answers", answered)
+    result = check("rocm_gfx950", "--level", "contract")
+    assert result.exit_code == 0, result.output
+    path = own_folder / "evidence" / "rocm_gfx950.json"
+    found = record.read(path)
+    assert found is not None
+    assert found["levels"]["contract"]["complete"]
+    assert found["levels"]["contract"]["passed"] > 100
+    assert found["levels"]["contract"]["sources"]["rmsnorm rocm_gfx950:triton"]
+    assert str(path) in "".join(result.stdout.split("\n"))
+
+    elsewhere = own_folder / "mine.json"
+    assert check("rocm_gfx950", "--level", "contract", "--output", str(elsewhere)).exit_code == 0
+    assert record.read(elsewhere) is not None
+
+
+def test_a_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(target: str, level: Level, items: Any, terms: Any) -> Any:
+        yield from (Outcome(item, "failed", 0.5, 4e-3, reason="off by one") for item in items[:1])
+        yield from (Outcome(item, "passed") for item in items[1:])
+
+    monkeypatch.setattr(pool, "answers", fails)
+    result = check("cpu", "--level", "contract", "--operator", "rmsnorm")
+    assert result.exit_code == 1
+    assert "5.0e-01 > 4.0e-03 off by one" in " ".join(result.stdout.split())
+
+
+def test_a_level_that_was_asked_for_and_not_run_is_not_passed() -> None:
+    result = check("rocm_gfx950", "--level", "device", "--operator", "rmsnorm")
+    assert result.exit_code == 1
+    assert "level device was not run: no rocm_gfx950 on this machine" in result.stderr
+    assert "0 passed, 0 failed" in result.stdout
+
+
+def test_an_unreadable_record_is_said_before_the_work(own_folder: Path) -> None:
+    path = own_folder / "evidence" / "cpu.json"
+    path.parent.mkdir()
+    path.write_text('{"format": 99, "levels": {}}')
+    result = check("cpu")
+    assert result.exit_code == 2
+    assert "format 99" in result.stderr
+    assert path.read_text() == '{"format": 99, "levels": {}}'
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("cuda_sm9",), "did you mean"),
+        (("cuda_sm90.nobody",), "unknown plugin 'cuda_sm90.nobody'; did you mean"),
+        (("cuda_sm120",), "no plugin for cuda_sm120 is installed"),
+        (("cpu", "--level", "emulate"), "did you mean 'emulated'"),
+        (("cpu", "--operator", "rmsnorn"), "did you mean 'rmsnorm'"),
+        (("cpu", "--operator", "rmsnorm", "--output", "x.json"), "takes a whole exam"),
+    ],
+)
+def test_bad_requests(arguments: tuple[str, ...], told: str) -> None:
+    result = check(*arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr.replace("\n", " ")
+
+
+def test_a_plugin_without_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch)
+    world.install("acme_x1", hook("return []", "archkey_capabilities"))
+    with pytest.raises(PluginError, match="plugin acme_x1 has no kernels"):
+        exam.find("acme_x1")
+
+
+def test_a_broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch)
+    world.install("cpu.acme", "raise OSError('no driver')")
+    with pytest.raises(PluginError, match=r"plugin cpu.acme is broken: OSError: no driver"):
+        exam.find("cpu.acme")
+
+
+def test_what_cannot_be_run_has_a_reason() -> None:
+    subject = exam.find("rocm_gfx950")
+    for level, told in (
+        (Level.EMULATED, "no emulator of rocm_gfx950 is installed"),
+        (Level.DEVICE, "no rocm_gfx950 on this machine"),
+    ):
+        items, rows = exam.questions(subject, level)
+        assert not items
+        assert {row.reason for row in rows} == {told}
+        assert {row.outcome for row in rows} == {"skipped"}
+        assert {row.item.case for row in rows} == {ALL}
+    _, rows = exam.questions(subject, Level.INTERPRETED)
+    reasons = {row.item.kernel: row.reason for row in rows}
+    assert reasons == {"cpu:torch": "no Triton body: nothing to interpret"}
+
+
+def test_every_kernel_of_the_target_is_asked_at_every_level() -> None:
+    subject = exam.find("cuda_sm90")
+    for level in Level:
+        items, rows = exam.questions(subject, level)
+        asked = {(i.operator, i.kernel) for i in [*items, *(row.item for row in rows)]}
+        for name in subject.session.operators:
+            for kernel in subject.session.kernels(name):
+                assert (name, kernel.id) in asked
+
+
+def test_a_worker_that_cannot_start_is_an_answer(environ: Any) -> None:
+    worker = pool.Worker("cuda_sm9000", Level.DEVICE, pool.Terms(1, 60.0, 1, 0))
+    outcome = worker.ask(Item("device", "rmsnorm", "cpu:torch", "x"))
+    worker.close()
+    assert outcome.outcome == "failed"
+    assert "exit code 1" in outcome.reason
+    assert "cuda_sm9000" in outcome.reason
+
+
+def test_an_unknown_case_is_a_failure() -> None:
+    worker = pool.Worker("cpu", Level.DEVICE, pool.Terms(1, 60.0, 1, 0))
+    outcome = worker.ask(Item("device", "rmsnorm", "cpu:torch", "no such case"))
+    worker.close()
+    assert outcome.outcome == "failed"
+    assert UnknownName.__name__ in outcome.reason
+
+
+def test_an_interrupted_exam_keeps_what_was_done(own_folder: Path) -> None:
+    """Ctrl-C: the record has what was answered, marked as incomplete; nobody is left behind."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "archkey", "check", "cpu", "--level", "device", "--jobs", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[5/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    found = record.read(own_folder / "evidence" / "cpu.json")
+    assert found is not None
+    level = found["levels"]["device"]
+    assert not level["complete"]
+    assert level["passed"] >= 4
+    deadline = time.monotonic() + 10
+    while (left := children(own_folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
+
+
+def children(folder: Path) -> list[str]:
+    """Processes, other than this one, whose environment names the test's own folder."""
+    found = []
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if environ.parent.name != str(os.getpid()) and str(folder) in environ.read_text():
+                found.append(environ.parent.name)
+        except OSError:
+            continue  # it has ended, or is somebody else's
+    return found
+
+
+def test_pytest_runs_the_same_exam(tmp_path: Path) -> None:
+    options = ("--archkey", "cpu", "--archkey-operator", "merge_attn_states")
+    levels = ("--archkey-level", "contract", "--archkey-level", "emulated")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *("--pyargs", "archkey.conformance", *options, *levels),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "15 passed, 1 skipped" in done.stdout
