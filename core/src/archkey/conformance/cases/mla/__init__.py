@@ -19,6 +19,6 @@ CASES = (*models.CASES, *edges.CASES)
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
     """Random cases of `operator`. Needs hypothesis."""
-    from archkey.conformance.cases.mla.drawn import strategy
+    from archkey.conformance.cases.mla.strategies import strategy
 
     return strategy(operator, size)

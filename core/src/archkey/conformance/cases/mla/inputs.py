@@ -19,7 +19,6 @@ import torch
 from archkey.conformance.case import Maker
 from archkey.conformance.cases.mla.tensors import (
     DEEPSEEK_SCALE,
-    DTYPES,
     NO_PAGE,
     bounds,
     dtype_of,
@@ -32,6 +31,7 @@ from archkey.conformance.cases.mla.tensors import (
     stored,
     stretched,
 )
+from archkey.conformance.cases.spec import DTYPES
 
 __all__ = ["Decode", "Merge", "Prefill"]
 

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from archkey.conformance.case import Maker
+from archkey.conformance.cases.spec import DTYPES
 from archkey.conformance.guard import poison
 
 __all__ = [
     "DEEPSEEK_SCALE",
-    "DTYPES",
     "GLM_SCALE",
     "NO_PAGE",
     "bounds",
@@ -26,7 +24,6 @@ __all__ = [
     "put",
     "real_values",
     "small",
-    "spelled",
     "stored",
     "stretched",
 ]
@@ -36,17 +33,6 @@ NO_PAGE = 2147480000
 
 DEEPSEEK_SCALE = (128 + 64) ** -0.5
 GLM_SCALE = (192 + 64) ** -0.5
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def spelled(call: Any) -> str:
-    """The fields of a dataclass that differ from their defaults: `heads=16, kv_lens=(70, 5)`."""
-    return ", ".join(
-        f"{field.name}={value}"
-        for field in dataclasses.fields(call)
-        if (value := getattr(call, field.name)) != field.default
-    )
 
 
 def dtype_of(make: Maker, name: str) -> torch.dtype:

@@ -12,7 +12,6 @@ import torch
 from archkey.conformance.case import Maker
 from archkey.conformance.cases.mla.tensors import (
     DEEPSEEK_SCALE,
-    DTYPES,
     empty,
     head_major,
     real_values,
@@ -25,6 +24,7 @@ from archkey.conformance.cases.sparse_mla.pools import (
     lengths,
     sinks,
 )
+from archkey.conformance.cases.spec import DTYPES
 
 __all__ = ["SparseDecode", "SparsePrefill"]
 

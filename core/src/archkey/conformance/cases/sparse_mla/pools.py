@@ -44,7 +44,8 @@ def placed(cache: torch.Tensor, layout: PackedKV, *, far: bool) -> torch.Tensor:
     """A packed cache with its blocks apart: a little, or the last one past element 2^31."""
     blocks, page, row = cache.shape
     size, step = layout.block_bytes(page), layout.block_multiple
-    stride = -(-_FAR // (blocks - 1) // step + 1) * step if far else size + step
+    least = -(-_FAR // (blocks - 1)) if far else size + 1
+    stride = -(-least // step) * step
     room = torch.empty((blocks - 1) * stride + size, dtype=torch.uint8, device=cache.device)
     if not far:
         room.fill_(0xFF)
@@ -56,7 +57,7 @@ class Pool:
     """A paged cache `[blocks, page, row]`: about half of its slots are filled, the last one is.
 
     gap  elements between rows of a bfloat16 pool; blocks of a packed one lie apart
-    far  "" or "blocks": the last one lies past element 2^31
+    far  the last block lies past element 2^31
     """
 
     kv_format: str

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import DTYPES, empty, paged_slots, stretched
+from archkey.conformance.cases.mla.tensors import empty, paged_slots, stretched
 from archkey.conformance.cases.sparse_mla.pools import Pool, flavoured, latents, placed
+from archkey.conformance.cases.spec import DTYPES
 from archkey.formats.sparse_kv import PackedKV, empty_cache, packed
 
 __all__ = ["Dequantize", "Logical", "Quantize"]
@@ -56,10 +57,12 @@ class Quantize:
         k_nope, k_rope = self._rows(make, layout)
         call: dict[str, Any] = {"format": name, "scale_mode": self.scale_mode}
         if self.slots:
-            order = make.permutation(self.blocks * self.page, dtype=_SLOT_DTYPES[self.slots])
-            slots = order[: self.tokens]
-            beyond = self.blocks * self.page
-            slots[1:5] = make.tensor([-1, beyond, -(2**31), 2**31 - 1])[: len(slots) - 1]
+            capacity = self.blocks * self.page
+            outside = [-1, capacity, -(2**31), 2**31 - 1][: self.tokens - 1]
+            # Nobody writes slot 0: who takes -1 for it is found out.
+            inside = 1 + make.permutation(capacity - 1)[: self.tokens - len(outside)]
+            parts = inside[:1], make.tensor(outside), inside[1:]
+            slots = torch.cat(parts).to(_SLOT_DTYPES[self.slots])
             call["slot_mapping"] = slots
         if self.out:
             call["out"] = self._cache(make, layout)

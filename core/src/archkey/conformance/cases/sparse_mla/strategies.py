@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.drawn import calls, gap, heads
+from archkey.conformance.cases.mla.strategies import calls, gap, heads
 from archkey.conformance.cases.mla.tensors import DEEPSEEK_SCALE, GLM_SCALE
 from archkey.conformance.cases.sparse_mla.inputs import SparseDecode, SparsePrefill
 from archkey.conformance.cases.sparse_mla.rows import Dequantize, Logical, Quantize

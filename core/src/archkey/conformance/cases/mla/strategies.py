@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.mla.tensors import DEEPSEEK_SCALE, GLM_SCALE, spelled
+from archkey.conformance.cases.mla.tensors import DEEPSEEK_SCALE, GLM_SCALE
+from archkey.conformance.cases.spec import describe
 
 __all__ = ["calls", "descale", "gap", "heads", "strategy"]
 
@@ -37,7 +38,7 @@ def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
 
 def calls(operator: str, drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
     """A case for each call that is drawn."""
-    return drawn.map(lambda call: Case(operator, "random", spelled(call), call))
+    return drawn.map(lambda call: Case(operator, "random", describe(call), call))
 
 
 def _names(*names: str) -> st.SearchStrategy[str]:
