@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ torch.set_num_threads(1)
 # A developer's own settings must not reach the tests. archkey has not read them yet.
 for _name in [name for name in os.environ if name.startswith("ARCHKEY_")]:
     del os.environ[_name]
+
+# Nor must the records of a developer's own exams, or these tests leave any.
+os.environ["ARCHKEY_DATA_DIR"] = tempfile.mkdtemp(prefix="archkey-tests-")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -119,6 +119,21 @@ def test_one_wrong_row_does_not_drown() -> None:
     assert distance(got, want) == pytest.approx(0.5)
 
 
+def test_a_logarithm_near_0_is_not_measured_by_itself() -> None:
+    want = torch.tensor([[1e-6, 5.0]])
+    got = want + 1e-5
+    assert distance(got, want, "lse") == pytest.approx(1e-5, rel=0.1)
+    assert distance(got[:, :1], want[:, :1], "out") > 1.0
+    assert distance(want / 0.6931, want, "lse") > 0.4, "base 2"
+
+
+def test_one_wrong_row_of_codes_does_not_drown() -> None:
+    want = torch.zeros(10_000, 64, dtype=torch.uint8)
+    got = want.clone()
+    got[1234] = 1
+    assert distance(got, want) == pytest.approx(0.05)
+
+
 def test_infinities_and_nan_stand_where_they_must() -> None:
     want = torch.tensor([[1.0, -torch.inf], [torch.nan, 2.0]])
     assert distance(want.clone(), want) == 0.0

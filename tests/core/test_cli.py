@@ -345,13 +345,9 @@ def test_fused_qk_rmsnorm_on_gfx950_is_the_plugins_own() -> None:
 def test_coverage_counts_own_and_degraded(acme: Path) -> None:
     rows = parsed("coverage", "--target", "acme_x1", "--target", "cpu")
     by = {(row["operator"], row["target"]): row for row in rows}
-    assert by["rmsnorm", "cpu"] == {
-        "operator": "rmsnorm",
-        "target": "cpu",
-        "kernel": "cpu:torch",
-        "level": "none",
-        "degraded": False,
-    }
+    row = by["rmsnorm", "cpu"]
+    assert (row["kernel"], row["degraded"], row["problems"]) == ("cpu:torch", False, [])
+    assert by["rmsnorm", "acme_x1"]["level"] == "none", "nobody has examined it"
     assert by["rmsnorm", "acme_x1"]["degraded"] is True, "7168 is wider than its kernel takes"
     out = run("coverage", "-t", "acme_x1").stdout
     total = next(line.split() for line in out.splitlines() if line.startswith(" acme_x1"))
