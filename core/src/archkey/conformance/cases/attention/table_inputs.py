@@ -80,7 +80,7 @@ class _Tables:
         rows = len(self.lens) + self.rows
         stale = make.tensor([NOWHERE]).repeat(rows, 2 * columns)
         halves = (
-            stale.split(columns, dim=1)
+            (stale[:, :columns], stale[:, columns:])
             if self.beside
             else (stale[:, :columns].clone() for _ in range(2))
         )
