@@ -296,3 +296,10 @@ def test_a_call_like_one_that_passed_is_checked_all_the_same(
         archkey.fused_add_rmsnorm(**call)
     for untouched in (out, total):
         assert torch.equal(untouched, torch.full((4, 8), SENTINEL))
+
+
+@pytest.mark.parametrize("name", ["out", "residual_out"])
+def test_an_output_that_is_no_tensor_is_refused_by_name(name: str) -> None:
+    x = torch.ones(2, 8)
+    with pytest.raises(ArgumentTypeError, match=f"{name} must be a tensor"):
+        archkey.fused_add_rmsnorm(x, x.clone(), x[0], 1e-6, **{name: "x"})

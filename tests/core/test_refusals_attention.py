@@ -70,6 +70,16 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         VALUE,
         "out must be of shape [4, 4, 32]",
     ),
+    "out overlaps": (
+        {"out": torch.zeros(4, 1, 32, dtype=BF16).expand(4, 4, 32)},
+        VALUE,
+        "out must be free of elements that overlap",
+    ),
+    "lse overlaps": (
+        {"lse": torch.zeros(4, 1).expand(4, 4)},
+        VALUE,
+        "lse must be free of elements that overlap",
+    ),
     "out fp8 unscaled": ({"out": fp8(torch.zeros(4, 4, 32))}, VALUE, "output_scale must be given"),
     "q strided": (
         {"q": torch.zeros(4, 4, 64, dtype=BF16)[..., ::2]},

@@ -11,6 +11,7 @@ from archkey.ops._checks import (
     FP8,
     bad_type,
     bad_value,
+    check_apart,
     check_dtype,
     check_fp8,
     check_same_device,
@@ -99,6 +100,7 @@ def out_dtype(
 ) -> str:
     """dtype of out; an FP8 one needs a scale."""
     dtype = check_operand(OP, "out", out, FLOATS + FP8, shape, q)
+    check_apart(OP, "out", out)
     if dtype in FP8:
         check_fp8(OP, "out", dtype, session.fp8)
         if output_scale is None:
@@ -207,6 +209,7 @@ def lse_of(lse: Any, tokens: int, heads: int, q: torch.Tensor) -> bool:
     check_dtype(OP, "lse", lse, ("float32",))
     check_shape(OP, "lse", lse, (tokens, heads))
     check_same_device(OP, q, lse=lse)
+    check_apart(OP, "lse", lse)
     return True
 
 

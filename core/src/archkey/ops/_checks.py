@@ -101,6 +101,17 @@ def check_last_contiguous(op: str, name: str, tensor: torch.Tensor) -> None:
         bad_value(op, name, "contiguous in its last dimension", f"strides {tensor.stride()}", hint)
 
 
+def check_apart(op: str, name: str, tensor: torch.Tensor) -> None:
+    """No element of an output lies where another one does, as in an expanded tensor."""
+    reach = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                found = f"strides {tensor.stride()} for shape {shape_text(tensor)}"
+                bad_value(op, name, "free of elements that overlap", found)
+            reach = stride * size
+
+
 def check_same_device(op: str, first: torch.Tensor, **others: Any) -> None:
     """All `others` that are tensors lie on the device of `first`."""
     device = first.device

@@ -16,6 +16,7 @@ from archkey.ops._checks import (
     FP8,
     bad_type,
     bad_value,
+    check_apart,
     check_dtype,
     check_last_contiguous,
     check_shape,
@@ -144,7 +145,7 @@ def out_dtype_of(
         bad_value(op, "out", f"of shape {list(shape)}", shape_text(out))
     check_last_contiguous(op, "out", out)
     check_device(op, "out", out, device)
-    check_no_overlap(op, "out", out)
+    check_apart(op, "out", out)
     return out_dtype
 
 
@@ -178,18 +179,7 @@ def check_out_stat(
     """The same as an output, if it is given."""
     if stat is not None:
         check_row_stat(op, name, stat, shape, device)
-        check_no_overlap(op, name, stat)
-
-
-def check_no_overlap(op: str, name: str, out: torch.Tensor) -> None:
-    """No element of an output lies where another one does, as in an expanded tensor."""
-    reach = 1
-    for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                found = f"strides {out.stride()} for shape {list(out.shape)}"
-                bad_value(op, name, "free of elements that overlap", found)
-            reach = stride * size
+        check_apart(op, name, stat)
 
 
 def check_head_dim_v(op: str, head_dim_v: int, head_dim: int) -> None:

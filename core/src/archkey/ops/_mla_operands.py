@@ -11,6 +11,7 @@ from archkey.ops._checks import (
     FLOATS,
     FP8,
     bad_value,
+    check_apart,
     check_dtype,
     check_fp8,
     check_last_contiguous,
@@ -237,7 +238,7 @@ def merge_problem(
         check_last_contiguous(op, name, part)
         checks.check_device(op, name, part, out_a.device)
     if out is not None:
-        checks.check_no_overlap(op, "out", out)
+        check_apart(op, "out", out)
     for name, part in (("lse_a", lse_a), ("lse_b", lse_b)):
         checks.check_row_stat(op, name, part, (tokens, heads), out_a.device)
     checks.check_out_stat(op, "lse", lse, (tokens, heads), out_a.device)

@@ -9,6 +9,7 @@ from archkey.ops._checks import (
     FP8,
     bad_type,
     bad_value,
+    check_apart,
     check_dtype,
     check_fp8,
     check_last_contiguous,
@@ -20,7 +21,6 @@ from archkey.ops._checks import (
 from archkey.ops._rmsnorm_quant_kinds import KINDS, OP, Kind, scale_shape
 from archkey.ops._rows import (
     Rows,
-    check_apart,
     check_out_rows,
     check_rows,
     check_rows_like,

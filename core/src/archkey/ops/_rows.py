@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from archkey.ops._checks import (
     FLOATS,
     bad_value,
+    check_apart,
     check_dtype,
     check_last_contiguous,
     check_shape,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Rows",
-    "check_apart",
     "check_out_rows",
     "check_rows",
     "check_rows_like",
@@ -69,17 +69,6 @@ def check_out_rows(
     rows = check_rows_like(op, name, tensor, shape, device)
     check_apart(op, name, tensor)
     return rows
-
-
-def check_apart(op: str, name: str, tensor: torch.Tensor) -> None:
-    """No two elements of an output share memory."""
-    reach = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                found = f"strides {tensor.stride()} for shape {shape_text(tensor)}"
-                bad_value(op, name, "rows that do not overlap", found)
-            reach = stride * size
 
 
 def heads_of(tensor: torch.Tensor) -> int:

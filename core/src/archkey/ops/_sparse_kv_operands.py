@@ -11,6 +11,7 @@ from archkey.ops._checks import (
     FLOATS,
     bad_type,
     bad_value,
+    check_apart,
     check_dtype,
     check_last_contiguous,
     check_tensor,
@@ -59,7 +60,7 @@ def quantize_problem(
     cache = checks.check_pages(op, "out", new_cache(k_nope, layout) if out is None else out)
     check_packed(op, "out", cache, layout)
     checks.check_device(op, "out", cache, k_nope.device)
-    checks.check_no_overlap(op, "out", cache)
+    check_apart(op, "out", cache)
     slots, tokens = math.prod(cache.shape[:2]), math.prod(k_nope.shape[:-1])
     if slot_mapping is None and tokens > slots:
         bad_value(op, "out", f"of at least {tokens} slots", shape_text(cache))
@@ -111,7 +112,7 @@ def logical_problem(
         bad_value(op, "page_size", "at least 1", page_size)
     if out is not None:
         checks.check_int32(op, "out", out, indices.shape, device)
-        checks.check_no_overlap(op, "out", out)
+        check_apart(op, "out", out)
     return LogicalToPhysicalIndicesProblem(page_size, topk)
 
 

@@ -116,13 +116,13 @@ def fused_add_rmsnorm(
     key = (op, metadata(x, residual, weight, out, residual_out), cast_before_weight, pdl)
     out = x if out is None else out
     residual_out = residual if residual_out is None else residual_out
-    if out is residual_out or (out is not x and out.data_ptr() == residual_out.data_ptr() != 0):
-        bad_value(op, "out", "other memory than residual_out's", "the same for both")
     problem = session.problems.get(key)
     if problem is None:
         tensors = x, residual, weight, out, residual_out
         problem = _fused_add_problem(*tensors, cast_before_weight, pdl)
         remember(session.problems, key, problem)
+    if out is residual_out or (out is not x and out.data_ptr() == residual_out.data_ptr() != 0):
+        bad_value(op, "out", "other memory than residual_out's", "the same for both")
     if not eps > 0:
         _bad_eps(op, "eps", eps)
     if torch.is_grad_enabled():
