@@ -3,8 +3,22 @@
 
 from __future__ import annotations
 
-from archkey.conformance.cases.kda import models
+from typing import TYPE_CHECKING
 
-__all__ = ["CASES"]
+from archkey.conformance.cases.kda import edges, edges_decode, models
 
-CASES = models.CASES
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from archkey.conformance.case import Case
+
+__all__ = ["CASES", "random"]
+
+CASES = (*models.CASES, *edges.CASES, *edges_decode.CASES)
+
+
+def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
+    """Random cases of `operator`; needs hypothesis, which is an optional dependency."""
+    from archkey.conformance.cases.kda.strategies import strategy
+
+    return strategy(operator, size)

@@ -3,8 +3,22 @@
 
 from __future__ import annotations
 
-from archkey.conformance.cases.rmsnorm_quant import models
+from typing import TYPE_CHECKING
 
-__all__ = ["CASES"]
+from archkey.conformance.cases.rmsnorm_quant import edges, models
 
-CASES = models.CASES
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from archkey.conformance.case import Case
+
+__all__ = ["CASES", "random"]
+
+CASES = (*models.CASES, *edges.CASES)
+
+
+def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
+    """Random cases of `operator`; needs hypothesis, which is an optional dependency."""
+    from archkey.conformance.cases.rmsnorm_quant.strategies import strategy
+
+    return strategy(operator, size)
