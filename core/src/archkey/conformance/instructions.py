@@ -32,6 +32,10 @@ class Instruction:
     ptx: str = ""
     amdgcn: str = ""
 
+    def dialect(self, searched: str) -> str:
+        """Where it is looked for if `searched` is the most real text at hand."""
+        return "ptx" if searched == "sass" and not self.sass else searched
+
 
 _SASS = "CUDA binary utilities, instruction set reference"
 _CDNA = "AMD Instinct CDNA4 ISA reference, matrix arithmetic instructions"
@@ -68,7 +72,7 @@ INSTRUCTIONS: Mapping[str, Instruction] = MappingProxyType(
             amdgcn=r"v_s?wmma",
         ),
         "bf16": Instruction(
-            "matrix product of bfloat16 (kind::f16 of tcgen05 is bfloat16 or float16)",
+            "matrix product of bfloat16, or of tcgen05's kind::f16",
             f"PTX ISA, matrix instructions; {_CDNA}",
             ptx=rf"(?:{_WGMMA}|{_MMA})\S*\.bf16\.bf16|{_TCGEN05}\S*kind::f16\b",
             amdgcn=rf"{_MFMA}_bf16",

@@ -197,15 +197,18 @@ def judge_code(codes: Sequence[MachineCode], expected: Expectations) -> list[str
             )
         for name in expected.absent:
             if count := code.instructions.get(name, 0):
+                row = INSTRUCTIONS[name]
                 said.append(
-                    f"{code.name} contains {name} ({INSTRUCTIONS[name].text}) {count} times in its "
-                    f"{code.searched}, allowed is none; leave it out for this problem"
+                    f"{code.name} contains {name} ({row.text}) {count} times in its "
+                    f"{row.dialect(code.searched)}, allowed is none; leave it out for this problem"
                 )
     for name in expected.present:
         if not any(name in code.instructions for code in codes):
-            where = ", ".join(f"{code.name} ({code.searched})" for code in codes) or "no program"
+            row = INSTRUCTIONS[name]
+            listed = [f"{code.name} ({row.dialect(code.searched)})" for code in codes]
+            where = ", ".join(listed) or "no program"
             said.append(
-                f"{name} ({INSTRUCTIONS[name].text}) is in none of: {where}; needed by the kernel "
+                f"{name} ({row.text}) is in none of: {where}; needed by the kernel "
                 "or the problem, so at least one program must contain it: see what the compiler "
                 "chose instead, or drop the need"
             )
