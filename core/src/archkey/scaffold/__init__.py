@@ -164,10 +164,9 @@ def _vocabulary() -> Iterator[str]:
 
 
 def _facts(target: Target) -> str:
-    """What is certain of a target before its maker has said anything."""
+    """Rows for what is certain of a target before its maker has said anything."""
     row = KNOWN.get(target.key)
     if row is None:
-        return "FACTS: tuple[Capability, ...] = ()"
-    source = '"archkey.target, KNOWN"'
-    fact = f'Capability("warp_size", {row.warp_size}, {source}, "lanes of a warp or wavefront")'
-    return f"FACTS: tuple[Capability, ...] = (\n    {fact},\n)"
+        return ""
+    why = "lanes of a warp or wavefront"
+    return f'    Capability("warp_size", {row.warp_size}, "archkey.target, KNOWN", "{why}"),\n'
