@@ -62,16 +62,18 @@ def examine(install: Callable[[str, Lie], None]) -> Examine:
 @pytest.mark.parametrize("name", LIES)
 def test_a_liar_fails_at_a_case_that_names_the_lie(name: str, examine: Examine) -> None:
     lie = LIES[name]
-    failed = [row for row in examine(name, lie) if row.outcome == "failed"]
+    rows = examine(name, lie)
+    failed = [row for row in rows if row.outcome == "failed"]
     told = [row for row in failed if lie.case in row.item.case and lie.why in row.reason]
-    assert told, [(row.item.case, row.reason[:200]) for row in failed]
+    assert told, {(row.outcome, row.item.case, row.reason[:200]) for row in failed or rows}
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_the_same_kernel_without_the_lie_passes(name: str, examine: Examine) -> None:
     rows = examine(name, HONEST[name])
     assert not [row for row in rows if row.outcome == "failed"]
-    assert [row for row in rows if row.outcome == "passed"]
+    passed = [row for row in rows if row.outcome == "passed"]
+    assert passed, {row.reason for row in rows}
 
 
 def test_a_kernel_that_never_ends_is_ended(install: Callable[[str, Lie], None]) -> None:

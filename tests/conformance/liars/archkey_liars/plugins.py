@@ -60,7 +60,7 @@ def _claims(name: str, value: object) -> Liar:
 
 _HEADS = (is_("heads", 1), is_("cast_before_weight", False))
 _PLAIN = (
-    is_("kv_format", "fp8_v32"),
+    is_("kv_format", "fp8_v32_fnuz"),
     is_("out_dtype", "bfloat16"),
     one_of("slot_dtype", ("int32", "none")),
 )

@@ -60,9 +60,13 @@ addresses_in_64_bits = _rmsnorm(wide=True)
 
 
 @triton.jit
-def decode_body(cache, slots, out, block_stride, PAGE: tl.constexpr, BIAS: tl.constexpr):
-    token = tl.program_id(0)
+def decode_body(
+    cache, slots, out, block_stride, out_stride, capacity, PAGE: tl.constexpr, BIAS: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
+    inside = (slot >= 0) & (slot < capacity)
+    slot = tl.where(inside, slot, 0)  # any slot will do: its values are not stored
     row = cache + slot // PAGE * block_stride + slot % PAGE * 656
     columns = tl.arange(0, 512)
     code = tl.load(row + columns).to(tl.int32)
@@ -75,12 +79,14 @@ def decode_body(cache, slots, out, block_stride, PAGE: tl.constexpr, BIAS: tl.co
     bits = tl.load(place).to(tl.int32)
     for byte in tl.static_range(1, 4):
         bits |= tl.load(place + byte).to(tl.int32) << (8 * byte)
-    tl.store(out + token * 576 + columns, value * bits.to(tl.float32, bitcast=True))
+    value *= bits.to(tl.float32, bitcast=True)
+    tl.store(out + token * out_stride + columns, tl.where(inside, value, 0.0))
     rope = tl.arange(0, 64)
     low = tl.load(row + 528 + 2 * rope).to(tl.int32)
     high = tl.load(row + 529 + 2 * rope).to(tl.int32)
     both = (low << 16) | (high << 24)
-    tl.store(out + token * 576 + 512 + rope, both.to(tl.float32, bitcast=True))
+    value = both.to(tl.float32, bitcast=True)
+    tl.store(out + token * out_stride + 512 + rope, tl.where(inside, value, 0.0))
 
 
 def _dequantize(bias: int) -> Callable[[Any, Build], Callable[..., None]]:
@@ -90,12 +96,18 @@ def _dequantize(bias: int) -> Callable[[Any, Build], Callable[..., None]]:
 
             if slots is None:
                 slots = torch.arange(out.shape[0], dtype=torch.int32)
-            launch((out.shape[0], 1, 1), cache, slots, out, cache.stride(0))
+            if out.shape[0]:
+                strides = cache.stride(0), out.stride(0)
+                capacity = cache.shape[0] * cache.shape[1]
+                launch((out.shape[0], 1, 1), cache, slots, out, *strides, capacity)
 
         launch = build.compile(
             Program(
                 decode_body,
-                {"cache": "*u8", "slots": "*i32", "out": "*bf16", "block_stride": "i64"},
+                {
+                    **{"cache": "*u8", "slots": "*i32", "out": "*bf16"},
+                    **dict.fromkeys(("block_stride", "out_stride", "capacity"), "i64"),
+                },
                 {"PAGE": problem.page_size, "BIAS": bias},
             )
         )
