@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,9 +123,10 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("mine")
     assert "a folder that is not empty" in run("acme_x1", "-o", str(tmp_path), code=2).stderr
-    assert "something that is no folder" in run(
-        "acme_x1", "-o", str(tmp_path / "notes"), code=2
-    ).stderr
+    assert (
+        "something that is no folder"
+        in run("acme_x1", "-o", str(tmp_path / "notes"), code=2).stderr
+    )
     assert tree(tmp_path) == {"notes"} and (tmp_path / "notes").read_text() == "mine"
 
 
@@ -183,19 +183,21 @@ def test_it_is_clean(written: Path) -> None:
 
 
 @pytest.mark.slow
-def test_its_types_are_right(written: Path, root: Path) -> None:
-    tool(written, "mypy", "--follow-imports=silent", MYPYPATH=str(root / "core/src"))
+def test_its_types_are_right(
+    written: Path, root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = f"--cache-dir={tmp_path_factory.getbasetemp() / 'mypy'}"  # torch is read once
+    tool(written, "mypy", "--follow-imports=silent", cache, MYPYPATH=str(root / "core/src"))
 
 
 def test_its_metadata(written: Path) -> None:
-    project = tomllib.loads((written / "pyproject.toml").read_text())["project"]
+    text = (written / "pyproject.toml").read_text()
     (package,) = [p.name for p in (written / "src").iterdir()]
-    assert project["name"] == package.replace("_", "-")
-    assert project["dependencies"] == ["archkey>=0.1,<0.2"]
-    assert [*project["entry-points"]["archkey.plugins"].values()] == [f"{package}.plugin"]
-    assert ("archkey.probes" in project["entry-points"]) == (
-        written / "src" / package / "probe.py"
-    ).is_file()
+    assert f'name = "{package.replace("_", "-")}"' in text
+    assert 'dependencies = ["archkey>=0.1,<0.2"]' in text
+    assert f'= "{package}.plugin"' in text.partition('[project.entry-points."archkey.plugins"]')[2]
+    has_probe = (written / "src" / package / "probe.py").is_file()
+    assert (f'= "{package}.probe:devices"' in text) == has_probe
 
 
 # ---- its kernel is right
@@ -227,7 +229,8 @@ def call(about: str, **changes: Any) -> Case:
 
     def inputs(make: Maker) -> Mapping[str, Any]:
         given = {"x": make.randn(5, 96, dtype=torch.float32), "eps": 1e-5}
-        given |= {name: value(make) if callable(value) else value for name, value in changes.items()}
+        for name, value in changes.items():
+            given[name] = value(make) if callable(value) else value
         given.setdefault("weight", make.randn(given["x"].shape[-1], dtype=torch.float32))
         return given
 
@@ -246,7 +249,8 @@ ROW = (
     call("mixed dtypes", x=lambda m: m.randn(5, 96, dtype=torch.float16),
          weight=lambda m: m.randn(96, dtype=torch.bfloat16),
          out=lambda m: empty(m, 5, 96, dtype=torch.float32)),
-    call("a slice of wider rows, into another", x=lambda m: m.randn(5, 200, dtype=torch.float32)[:, 3:99],
+    call("a slice of wider rows, into another",
+         x=lambda m: m.randn(5, 200, dtype=torch.float32)[:, 3:99],
          out=lambda m: empty(m, 5, 101, dtype=torch.float32)[:, :96]),
     call("heads, evenly spaced", x=lambda m: m.randn(5, 4, 50, dtype=torch.float32)[..., :33],
          out=lambda m: empty(m, 5, 4, 33, dtype=torch.float32)),
@@ -273,6 +277,8 @@ def test_its_kernels_agree_with_the_reference(installed: None, name: str, case: 
     assert result.passed, result
 
 
+# numpy, under Triton's interpreter, warns of the NaN that a case is about.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 @pytest.mark.parametrize("operator", ["rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"])
 def test_its_kernels_pass_every_edge(installed: None, operator: str) -> None:
     session = archkey.open("acme_x1")
