@@ -4,17 +4,21 @@
 PYTHON ?= python3
 PYTEST ?= -n auto
 
+TARGETS := cuda_sm90 cuda_sm100 rocm_gfx942 rocm_gfx950
+LEVELS  := -l contract -l compiled -l interpreted
+
 BIN   := .venv/bin
 READY := .venv/.ready
 NEEDS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test slow gpu newest lint format clean
+.PHONY: help demo test slow gpu evidence newest lint format clean
 
 help:
 	@echo "make demo     run every operator on this machine against the reference"
 	@echo "make test     all tests but the slow ones; PYTEST='-k rmsnorm' passes options"
 	@echo "make slow     the slow ones"
 	@echo "make gpu      the tests that need a GPU, compiled instead of interpreted"
+	@echo "make evidence the exam of all targets, its records and the README's table; minutes"
 	@echo "make newest   the kernels with the newest Triton, in a venv of its own"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   let ruff rewrite the files"
@@ -32,11 +36,21 @@ slow: $(READY)
 gpu: $(READY)
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -m gpu
 
+# Level device stays as it was recorded, unless this machine has the card.
+evidence: $(READY)
+	for target in $(TARGETS); do \
+	  $(BIN)/archkey check $$target $(LEVELS) \
+	    --output plugins/$$target/src/archkey_$$target/evidence.json || exit 1; \
+	done
+	$(BIN)/archkey check cpu --output core/src/archkey/evidence.json
+	$(BIN)/python -m tests.packaging.readme_coverage
+
 # The constraints pin one Triton; users have others. torch's own requirement is overruled on purpose.
 newest: $(READY)
 	test -x .venv-newest/bin/python || cp -a .venv .venv-newest
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade triton
-	.venv-newest/bin/python -m pytest $(PYTEST) tests/plugins tests/core/test_rmsnorm_body.py
+	.venv-newest/bin/python -m pytest $(PYTEST) tests/plugins tests/core/test_rmsnorm_body.py \
+		tests/core/test_tuning.py tests/conformance/test_machine_code.py tests/conformance/test_probes.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

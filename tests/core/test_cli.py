@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -282,6 +283,37 @@ def test_explain_prints_choice_and_reasons(acme: Path, width: int) -> None:
     out = run("explain", "rmsnorm", "-t", "acme_x1", "width=8192", COLUMNS=str(width)).stdout
     assert "cpu:torch - last resort (degraded)" in out
     assert "width <= 4096" in out and "width = 8192" in out and "buy an X2" in out
+
+
+@pytest.fixture
+def fenced(acme: Path) -> None:
+    """The vendor's first row is known to be wrong with the version of packaging that is here."""
+    module = acme / "acme_plugin.py"
+    table = """tuning=Table((
+        Row(64, requires=(Requirement("packaging", "<1", "sums are wrong", "accuracy"),)),
+        Row(32, (at_most("width", 4096),), measured="X1, 2026"),
+        Row(16),
+    ))"""
+    source = module.read_text().replace(
+        'accepts=(at_most("width", 4096),)', f'accepts=(at_most("width", 4096),), {table}'
+    )
+    imports = (
+        "from archkey.requirements import Requirement\nfrom archkey.tuning import Row, Table\n"
+    )
+    module.write_text(imports + source)
+
+
+def test_explain_tells_the_row_and_what_was_fenced_off(fenced: None) -> None:
+    command = ("explain", "rmsnorm", "-t", "acme_x1", "width=4096")
+    tuning = parsed(*command)["tuning"]
+    assert (tuning["row"], tuning["values"], tuning["measured"]) == (2, "32", "X1, 2026")
+    (fence,) = tuning["fenced"]
+    assert (fence["row"], fence["required"], fence["why"]) == (1, "packaging<1", "sums are wrong")
+    out = run(*command, COLUMNS="200").stdout
+    assert "row 2, 32, for width <= 4096" in out
+    assert "measured: X1, 2026" in out
+    found = f"found packaging {version('packaging')} (accuracy: sums are wrong)"
+    assert f"row 1, 64, for every problem, needs packaging<1; {found}" in out
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.packaging import readme_coverage
 
 from archkey.ops import OPERATORS
 
@@ -17,6 +18,7 @@ DOCUMENTS = (
     "plugins/README.md",
     "core/README.md",
     "core/docs/design.md",
+    "core/docs/levels.md",
 )
 
 
@@ -48,3 +50,9 @@ def test_make_targets_exist(root: Path, document: str) -> None:
     targets = set(re.findall(r"^(\w+):", (root / "Makefile").read_text(), re.MULTILINE))
     for command in re.findall(r"`?make (\w+)", (root / document).read_text()):
         assert command in targets, command
+
+
+def test_the_coverage_table_is_what_the_records_say() -> None:
+    """A kernel that changed has lost its evidence: `make evidence` examines it again."""
+    _, written, _ = readme_coverage.split(readme_coverage.README.read_text())
+    assert written == readme_coverage.table()

@@ -172,11 +172,16 @@ def _show(document: dict[str, Any], path: Path | None) -> None:
     levels: dict[str, Any] = document["levels"]
     rows = [(name, row) for name, level in levels.items() for row in level["cases"]]
     table: list[list[render.Cell]] = []
-    for operator, kernel in dict.fromkeys((row["operator"], row["kernel"]) for _, row in rows):
-        mine = [(n, r) for n, r in rows if (r["operator"], r["kernel"]) == (operator, kernel)]
-        cells = [_cell([r for n, r in mine if n == name], levels[name]) for name in levels]
-        table.append([render.stack(Text(operator, "bold"), kernel), *cells])
-    render.table(console, ("operator, kernel", *levels), table)
+    for operator in dict.fromkeys(row["operator"] for _, row in rows):
+        table.append([Text(operator, "bold"), *("" for _ in levels)])
+        mine = [(name, row) for name, row in rows if row["operator"] == operator]
+        for kernel in dict.fromkeys(row["kernel"] for _, row in mine):
+            cells = [
+                _cell([row for n, row in mine if n == name and row["kernel"] == kernel], level)
+                for name, level in levels.items()
+            ]
+            table.append([f"  {kernel}", *cells])
+    render.table(console, ("kernel", *levels), table)
     for (name, reason), count in Counter(
         (name, row["reason"]) for name, row in rows if row["outcome"] == "skipped"
     ).items():
@@ -199,14 +204,14 @@ def _cell(rows: list[dict[str, Any]], level: dict[str, Any]) -> Text:
 
     counts = Counter(row["outcome"] for row in rows)
     if counts["failed"]:
-        return Text(f"{counts['failed']} of {counts['failed'] + counts['passed']} failed", "red")
+        return Text(f"{counts['failed']} failed\nof {counts['failed'] + counts['passed']}", "red")
     if not counts["passed"]:
-        return Text("not run" if rows else "", "dim")
-    text = f"{counts['passed']} passed" if level["complete"] else f"{counts['passed']}, cut off"
+        return Text("-" if rows else "", "dim")
+    text = f"{counts['passed']} passed" + ("" if level["complete"] else ",\ncut off")
     measured = [row for row in rows if row["tolerance"]]
     if measured:
         worst = max(measured, key=lambda row: row["error"] / row["tolerance"])
-        text += f"\n{_measured(worst).rstrip()}"
+        text += "\n" + _measured(worst).rstrip().replace(" <=", "\n<=")
     return Text(text, "green" if level["complete"] else "yellow")
 
 

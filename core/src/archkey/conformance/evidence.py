@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,8 +41,7 @@ def own_path(subject: str) -> Path:
 
 def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
     """Put `levels` into the record at `path`; its other levels stay."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_name(f".{path.name}.lock")):
+    with filelock.FileLock(_lock(path)):
         record = read(path) or new(target)
         if record["target"] != target:
             raise RecordError(
@@ -49,6 +51,12 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
         merged = {**record["levels"], **levels}
         record["levels"] = {name: merged[name] for name in _ORDER if name in merged}
         write(path, record)
+
+
+def _lock(path: Path) -> Path:
+    """A file of its own, in the temporary folder: a package is no place for it."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"archkey-{os.getuid()}-{name}.lock"
 
 
 _ORDER = [level.value for level in Level]

@@ -84,15 +84,15 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """Keys `operator`, `kernel`, `case`, `outcome`, `error`, `tolerance`, `reason`, `details`.
 
-        JSON has no infinity: such an error is the text "inf".
+        An error has three digits. JSON has no infinity: such an error is the text "inf".
         """
-        finite = self.error is None or self.error < float("inf")
+        error = None if self.error is None else float(f"{self.error:.2e}")
         return {
             "operator": self.item.operator,
             "kernel": self.item.kernel,
             "case": self.item.case,
             "outcome": self.outcome,
-            "error": self.error if finite else "inf",
+            "error": error if error is None or error < float("inf") else "inf",
             "tolerance": self.tolerance,
             "reason": self.reason,
             **({"details": dict(self.details)} if self.details else {}),

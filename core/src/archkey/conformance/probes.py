@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import os
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -185,20 +186,21 @@ class _Made(NamedTuple):
 @functools.cache
 def _compile(shape: _Shape, device: Device) -> _Made:
     """The program's machine code, or what the compiler said."""
+    printed = io.StringIO()  # of what ptxas refuses, Triton prints pages
     with _stderr() as written:
         try:
-            with warnings.catch_warnings():
+            with redirect_stdout(printed), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # "deprecated" is an answer, too
                 return _Made(read(compile_for(shape.program(), device)))
         except Exception as error:  # MLIR, LLVM and ptxas raise what they like
-            said = written()
+            said = written() + printed.getvalue()
             refused = bool(shape.refusal and re.search(shape.refusal, f"{said}\n{error}"))
             return _Made(None, _essence(error, said), refused)
 
 
 def _essence(error: Exception, written: str) -> str:
     """One line: the compiler's own first error if it wrote one, and the exception."""
-    said = re.search(r"(?i)error: (.*)", written)
+    said = re.search(r"(?i)(?:error|fatal *): (.*)", written)
     text = " ".join(str(error).split())
     start = f"{said[1][:200]}; " if said else ""
     return f"{start}{type(error).__name__}: {text[-200:]}"

@@ -12,7 +12,7 @@ __all__ = ["CASES"]
 Rows = tuple[tuple[str, dict[str, Any]], ...]
 
 _PACKED: Rows = (
-    *(("batch", {"batch": batch}) for batch in (1, 2, 7)),
+    *(("batch", {"batch": batch}) for batch in (0, 1, 2, 7)),
     *(("heads", {"batch": 2, "heads": heads}) for heads in ((1, 1), (3, 3), (1, 4), (3, 12))),
     *(
         ("dims", {"batch": 2, "dims": dims})
@@ -151,6 +151,7 @@ _LENGTHS: Rows = (
         for unit in ("ln", "log2")
         for bound in (None, -5.0)
     ),
+    *(("no tokens", {"shape": shape}) for shape in ((1, 0), (0, 5), (2, 0))),
     ("tokens past element 2^31", {"shape": (1, 3), "lay": "far1"}),
     ("tokens past element 2^31", {"shape": (1, 3), "out": "buffer", "out_lay": "far1"}),
 )
@@ -163,7 +164,7 @@ _FAR: Rows = (
 CASES = (
     *(packed_case(model, Packed(**fields)) for model, fields in _PACKED),
     *(gate_case(model, Gate((5,), **fields)) for model, fields in (*_GATES, *_FAR)),
-    *(gate_case("shape", Gate(shape)) for shape in ((), (1,), (2, 3), (2, 1, 3), (17,))),
+    *(gate_case("shape", Gate(shape)) for shape in ((), (0,), (1,), (2, 3), (2, 1, 3), (17,))),
     *(gate_case(model, Gate((2, 70), chunk=64, **fields)) for model, fields in _GATES),
     *(gate_case(model, Gate(**_CHUNK | fields)) for model, fields in _LENGTHS),
 )

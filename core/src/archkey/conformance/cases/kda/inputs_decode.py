@@ -96,7 +96,7 @@ def packed_case(model: str, spec: Packed) -> Case:
         for x in rows:
             x[list(spec.skipped)] = float("nan")
         slots = make.permutation(b + 2, torch.int64 if spec.wide else torch.int32)[:b]
-        slots[0] = b + 2  # the last one, which is far in a far pool
+        slots[:1] = b + 2  # the last one, which is far in a far pool
         slots[list(spec.skipped)] = -1
         states = make.randn(b + 3, hv, v_dim, k_dim, dtype=DTYPES[spec.state]) / 8
         out = torch.zeros(b, 1, hv, v_dim, dtype=DTYPES[spec.out], device=make.device)

@@ -128,7 +128,7 @@ def _calls(draw: st.DrawFn, operator: str, size: int) -> Kda:
 
 @st.composite
 def _packed(draw: st.DrawFn, size: int) -> Packed:
-    batch, l2norm = draw(st.integers(1, 6 * size)), draw(_FLAG)
+    batch, l2norm = draw(st.integers(0, 6 * size)), draw(_FLAG)
     return Packed(
         batch,
         draw(_HEADS),
@@ -141,7 +141,7 @@ def _packed(draw: st.DrawFn, size: int) -> Packed:
         small=l2norm and draw(_FLAG),
         scale=draw(st.sampled_from((None, 1.0, 0.1))),
         state=draw(_STATES),
-        skipped=tuple(sorted(draw(st.sets(st.integers(0, batch - 1))))),
+        skipped=tuple(sorted(draw(st.sets(st.integers(0, batch - 1) if batch else st.nothing())))),
         column=draw(_FLAG),
         wide=draw(_FLAG),
         lay=draw(st.sampled_from(("packed", "slice", "odd"))),
@@ -161,13 +161,12 @@ def _gates(draw: st.DrawFn, sums: bool, size: int) -> Gate:
             "unit": draw(st.sampled_from(("ln", "log2"))),
         }
         lengths = tuple(draw(st.lists(st.integers(0, 70 * size), max_size=5)))
-        shape: tuple[int, ...] = (draw(st.integers(1, 3)), draw(st.integers(1, 70 * size)))
+        shape: tuple[int, ...] = (draw(st.integers(0, 3)), draw(st.integers(0, 70 * size)))
         if lengths:
-            # One row at least: an operator does not launch for none.
-            shape = (1, max(sum(lengths) + draw(st.sampled_from((0, 9))), 1))
+            shape = (1, sum(lengths) + draw(st.sampled_from((0, 9))))
             given |= {"lengths": lengths, "chunks": draw(_FLAG), "wide": draw(_FLAG)}
     else:
-        shape = tuple(draw(st.lists(st.integers(1, 5 * size), max_size=3)))
+        shape = tuple(draw(st.lists(st.integers(0, 5 * size), max_size=3)))
     return Gate(
         shape,
         draw(st.integers(1, 5)),
