@@ -245,7 +245,7 @@ ROW = (
     norm("rmsnorm", 2, 16384, dtype=torch.float16),
     norm("rmsnorm", 3, 111, weight_bias=1.0, dtype=torch.float32),
     call("rounded before the weight", x=lambda m: m.randn(5, 96, dtype=torch.float16),
-         cast_before_weight=True),
+         out=lambda m: empty(m, 5, 96, dtype=torch.float32), cast_before_weight=True),
     call("mixed dtypes", x=lambda m: m.randn(5, 96, dtype=torch.float16),
          weight=lambda m: m.randn(96, dtype=torch.bfloat16),
          out=lambda m: empty(m, 5, 96, dtype=torch.float32)),
