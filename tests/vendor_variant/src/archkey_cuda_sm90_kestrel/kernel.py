@@ -35,8 +35,12 @@ def short_rows(
     N: tl.constexpr,
     BLOCK: tl.constexpr,  # N rounded up to a power of two
     ROWS: tl.constexpr,  # of a program
+    USE_PDL: tl.constexpr,  # launched as a programmatic dependent of the kernel before
 ):
     """Program i normalises ROWS rows."""
+    if USE_PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     live = (row < rows) & (column < N)
@@ -65,11 +69,12 @@ def build_rmsnorm(problem: RmsNormProblem, build: Build) -> Run:
                 "N": problem.width,
                 "BLOCK": triton.next_power_of_2(problem.width),
                 "ROWS": _ROWS,
+                "USE_PDL": problem.pdl,
             },
             aligned=frozenset(
                 ("x", "weight", "out", "x_stride", "out_stride") if problem.aligned else ()
             ),
-            options={"num_warps": _ROWS},
+            options={"num_warps": _ROWS, **({"launch_pdl": True} if problem.pdl else {})},
         )
     )
 
