@@ -9,17 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from tests.core._fakes import World, hook
+from tests.core._fakes import World, hook, kernels
 
+from archkey import locate
 from archkey.cli import cli
 from archkey.conformance import exam, pool, record
 from archkey.conformance.levels import ALL, Item, Level, Outcome
+from archkey.conformance.worker import open_for
 from archkey.errors import PluginError, UnknownName
+from archkey.ops import OPERATORS
+from archkey.probe import Device, Probe
+from archkey.target import Target
 
 FAST = ("--operator", "merge_attn_states", "--examples", "2", "--jobs", "1")
 
@@ -136,10 +142,45 @@ def test_a_broken_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         exam.find("cpu.acme")
 
 
+def machine(simulated: bool) -> Probe:
+    """One with an acme_x1 whose tensors are in host memory, or with a program for it."""
+    card = Device(Target.parse("acme_x1"), 0, "X1", "acme", torch_type="cpu", simulated=simulated)
+    return Probe((card, Device(Target("cpu", ""), 0, "host", "cpu")), ())
+
+
+@pytest.mark.parametrize("simulated", [True, False])
+def test_a_simulator_is_no_device(
+    simulated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on it is evidence of level emulated, and of that level alone."""
+    world = World(tmp_path, monkeypatch)
+    world.install("acme_x1", kernels('"rmsnorm", "torch", "archkey.reference.plugin:build"'))
+    monkeypatch.setattr(locate, "probe", lambda pretend: machine(simulated))
+    subject = exam.find("acme_x1")
+    asked = {}
+    for level in (Level.EMULATED, Level.DEVICE):
+        items, rows = exam.questions(subject, level, ["rmsnorm"])
+        asked[level] = bool(items)
+        assert items or "on this machine" in rows[0].reason
+        assert (open_for("acme_x1", level).device.source == "acme") is bool(items)
+    assert asked == {Level.EMULATED: simulated, Level.DEVICE: not simulated}
+
+
+def test_an_operator_whose_cases_are_broken_fails_alone() -> None:
+    subject = exam.find("cpu")
+    operator = replace(OPERATORS["rmsnorm"], cases="tests.no_such_module")
+    subject.session.operators["rmsnorm"] = operator
+    items, rows = exam.questions(subject, Level.DEVICE, ["rmsnorm", "kda_gate"])
+    assert {item.operator for item in items} == {"kda_gate"}
+    (row,) = rows
+    assert row.outcome == "failed"
+    assert "cases of rmsnorm (tests.no_such_module) cannot be loaded" in row.reason
+
+
 def test_what_cannot_be_run_has_a_reason() -> None:
     subject = exam.find("rocm_gfx950")
     for level, told in (
-        (Level.EMULATED, "no emulator of rocm_gfx950 is installed"),
+        (Level.EMULATED, "no emulator of rocm_gfx950 on this machine"),
         (Level.DEVICE, "no rocm_gfx950 on this machine"),
     ):
         items, rows = exam.questions(subject, level)

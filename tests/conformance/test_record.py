@@ -89,6 +89,21 @@ def test_keeping_a_level_leaves_the_others(tmp_path: Path) -> None:
         evidence.keep(path, "cpu", {})
 
 
+def test_what_could_not_run_now_does_not_undo_what_was_run(tmp_path: Path) -> None:
+    path = tmp_path / "evidence.json"
+    idle = level(outcome("skipped", error=None))
+    evidence.keep(path, "cuda_sm90", {"device": idle})
+    evidence.keep(path, "cuda_sm90", {"device": level(outcome("passed"))})
+    evidence.keep(path, "cuda_sm90", {"device": idle})
+    found = read(path)
+    assert found is not None
+    assert found["levels"]["device"]["passed"] == 1
+    evidence.keep(path, "cuda_sm90", {"device": level(outcome("failed"))})
+    found = read(path)
+    assert found is not None
+    assert found["levels"]["device"]["failed"] == 1
+
+
 def test_two_exams_may_end_at_once(tmp_path: Path) -> None:
     path = tmp_path / "evidence.json"
     rows = [outcome("passed", f"case {n}") for n in range(500)]

@@ -90,7 +90,7 @@ def command(
     if as_json:
         emit(document)
     else:
-        _show(document, path)
+        _show(subject.name, document, path)
     if not complete:
         raise click.exceptions.Exit(130)
     if _failed(document, levels):
@@ -129,7 +129,7 @@ def _hold(
                 outcomes,
                 complete=complete,
                 date=datetime.now(timezone.utc).date().isoformat(),
-                device=_device(subject) if level is Level.DEVICE else None,
+                device=_device(subject, level),
                 versions=_versions(subject),
                 sources=exam.sources(subject),
             )
@@ -140,10 +140,15 @@ def _hold(
     return complete
 
 
-def _device(subject: Subject) -> dict[str, Any]:
-    """The device, without what tells one card from its twin."""
-    facts = find_device(subject.target).to_json()
-    return {name: value for name, value in facts.items() if name not in ("uuid", "index")}
+def _device(subject: Subject, level: Level) -> dict[str, Any] | None:
+    """What it ran on, without what tells one card from its twin; None if it ran on no device."""
+    if level not in (Level.DEVICE, Level.EMULATED):
+        return None
+    from archkey.conformance.worker import open_for
+
+    device = open_for(subject.target, level).device
+    facts = {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
+    return facts if device.source != "pretend" else None
 
 
 def _versions(subject: Subject) -> dict[str, str]:
@@ -163,7 +168,7 @@ def _failed(document: dict[str, Any], asked: tuple[str, ...]) -> bool:
     return bool(idle) or any(level["failed"] for level in levels.values())
 
 
-def _show(document: dict[str, Any], path: Path | None) -> None:
+def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
     from rich.text import Text
 
     from archkey.cli import render
@@ -182,17 +187,17 @@ def _show(document: dict[str, Any], path: Path | None) -> None:
             ]
             table.append([f"  {kernel}", *cells])
     render.table(console, ("kernel", *levels), table)
-    for (name, reason), count in Counter(
-        (name, row["reason"]) for name, row in rows if row["outcome"] == "skipped"
+    for (level, reason), count in Counter(
+        (level, row["reason"]) for level, row in rows if row["outcome"] == "skipped"
     ).items():
-        console.print(Text(f"  - {name}: not run, {count} x {reason}", "dim"))
-    for name, row in rows:
+        console.print(Text(f"  - {level}: not run, {count} x {reason}", "dim"))
+    for level, row in rows:
         if row["outcome"] == "failed":
-            what = f"failed: {name} {row['operator']} {row['kernel']}, {row['case']}: "
+            what = f"failed: {level} {row['operator']} {row['kernel']}, {row['case']}: "
             console.print(Text(what + _measured(row) + row["reason"], "red"))
     counts = {key: sum(level[key] for level in levels.values()) for key in _COUNTS}
     said = ", ".join(f"{count} {key}" for key, count in counts.items())
-    console.print(f"{document['target']}: {said}" + (f"; recorded in {path}" if path else ""))
+    console.print(f"{name}: {said}" + (f"; recorded in {path}" if path else ""))
 
 
 _COUNTS = ("passed", "failed", "skipped")

@@ -40,7 +40,11 @@ def own_path(subject: str) -> Path:
 
 
 def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
-    """Put `levels` into the record at `path`; its other levels stay."""
+    """Put `levels` into the record at `path`; its other levels stay.
+
+    So does one that was run before and could not be run now: a laptop does not undo what a card's
+    owner found.
+    """
     with filelock.FileLock(_lock(path)):
         record = read(path) or new(target)
         if record["target"] != target:
@@ -48,9 +52,15 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
                 f"{path} is the record of {record['target']}, not of {target}; "
                 "choose another file with --output"
             )
-        merged = {**record["levels"], **levels}
+        before = record["levels"]
+        run = {n: new for n, new in levels.items() if _ran(new) or not _ran(before.get(n, {}))}
+        merged = {**before, **run}
         record["levels"] = {name: merged[name] for name in _ORDER if name in merged}
         write(path, record)
+
+
+def _ran(level: Mapping[str, Any]) -> bool:
+    return bool(level.get("passed") or level.get("failed"))
 
 
 def _lock(path: Path) -> Path:

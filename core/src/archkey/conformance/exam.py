@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archkey.capabilities import VOCABULARY
-from archkey.conformance import contract
 from archkey.conformance.cases import cases_of
+from archkey.conformance.contract import FUNCTION, refusals
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
 from archkey.conformance.levels import ALL, RANDOM, Item, Level, Outcome
 from archkey.conformance.sources import digest, imports
@@ -105,9 +105,16 @@ def questions(
         if wanted and name not in wanted:
             continue
         kernels = subject.kernels(name)
+        try:
+            cases_of(operator)
+        except PluginError as error:
+            answered.append(
+                Outcome(Item(level.value, name, FUNCTION, ALL), "failed", reason=str(error))
+            )
+            continue
         if level is Level.CONTRACT and kernels:
-            calls = contract.refusals(subject.session, operator)
-            items += [Item(level.value, name, contract.FUNCTION, REFUSES + call) for call in calls]
+            calls = refusals(subject.session, operator)
+            items += [Item(level.value, name, FUNCTION, REFUSES + call) for call in calls]
         for kernel in kernels:
             if why := _cannot(subject, level, kernel):
                 answered.append(_skipped(level, name, kernel.id, why))
@@ -157,10 +164,11 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
         if any(name.startswith("triton.experimental.gluon") for name in imports(kernel)):
             return "Gluon does not run in Triton's interpreter"
         return _missing("triton", "numpy")
-    if level is Level.EMULATED:
-        return f"no emulator of {subject.target} is installed"
-    if level is Level.DEVICE:
-        return _no_device(subject.target)
+    if level in (Level.EMULATED, Level.DEVICE):
+        needs_compiler = "triton" in uses and subject.target != DEFAULT
+        return _no_device(subject.target, level) or (
+            _no_compiler(subject.session.device.target) if needs_compiler else ""
+        )
     return ""
 
 
@@ -185,11 +193,18 @@ def _missing(*packages: str) -> str:
     return ""
 
 
-def _no_device(target: str) -> str:
-    """Why nothing can run on `target` here; "" if it can."""
-    here = [d for d in devices() if d.source != "pretend" and d.target.key == target]
+def _no_device(target: str, level: Level) -> str:
+    """Why nothing can run on `target`, or on its simulator, here; "" if it can."""
+    simulated = level is Level.EMULATED
+    here = [
+        device
+        for device in devices()
+        if device.source != "pretend"
+        and device.target.key == target
+        and device.simulated == simulated
+    ]
     if not here:
-        return f"no {target} on this machine"
+        return f"no {'emulator of ' if simulated else ''}{target} on this machine"
     import torch
 
     kind = here[0].torch_kind

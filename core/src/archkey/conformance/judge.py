@@ -202,11 +202,11 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _timed(run: Callable[..., None], arguments: list[Any]) -> float:
     """Seconds of one run, up to the end of the device's work."""
-    on_gpu = any(isinstance(a, torch.Tensor) and a.is_cuda for a in arguments)
-    if on_gpu:
-        torch.cuda.synchronize()
+    away = any(isinstance(a, torch.Tensor) and a.device.type != "cpu" for a in arguments)
+    if away:
+        torch.accelerator.synchronize()
     start = time.perf_counter()
     run(*arguments)
-    if on_gpu:
-        torch.cuda.synchronize()
+    if away:
+        torch.accelerator.synchronize()
     return time.perf_counter() - start

@@ -15,7 +15,7 @@ from typing import Any
 
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
-from archkey.locate import find_device
+from archkey.locate import devices, find_device
 from archkey.probe import Device
 from archkey.session import Session
 from archkey.settings import settings
@@ -25,9 +25,13 @@ __all__ = ["main", "open_for"]
 
 
 def open_for(target: str, level: str) -> Session:
-    """A session of `target` for a level: on the device, or pretending to have one."""
+    """A session of `target` for a level: on the device or its simulator, or pretending to be."""
     parsed = Target.parse(target)
-    if level == Level.DEVICE or parsed.platform == "cpu":
+    if level in (Level.DEVICE, Level.EMULATED):
+        for device in devices():
+            if device.target.key == parsed.key and device.simulated == (level == Level.EMULATED):
+                return Session(device, settings())
+    if parsed.platform == "cpu":
         return Session(find_device(target), settings())
     return Session(Device(parsed, index=0, name="", source="pretend"), settings())
 

@@ -42,6 +42,9 @@ class Device:
     """torch's name for where its tensors live, if that is not the platform's: "npu", or "cpu" of an
     accelerator that works in host memory. Read `torch_kind`."""
 
+    simulated: bool = False
+    """A program that stands in for the card: what runs on it is evidence of level "emulated"."""
+
     @property
     def torch_kind(self) -> str:
         """The type of torch device that its tensors are on; torch calls an AMD GPU "cuda" too."""

@@ -21,4 +21,5 @@ def devices() -> Iterator[Device]:
             compute_units=1,
             torch_type="cpu",
             driver="simulator 1.2",
+            simulated=True,
         )

@@ -8,9 +8,10 @@ hypothesis strategy of Cases.
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archkey.conformance.case import Case
+from archkey.errors import PluginError, describe
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -24,7 +25,7 @@ def cases_of(operator: Operator) -> tuple[Case, ...]:
     """The listed cases of `operator`; none if it names no module."""
     if not operator.cases:
         return ()
-    module = importlib.import_module(operator.cases)
+    module = _module(operator)
     return tuple(case for case in module.CASES if case.operator == operator.name)
 
 
@@ -33,6 +34,18 @@ def random_of(operator: Operator, size: int = 1) -> SearchStrategy[Case] | None:
 
     size: 1 for what an interpreter works through in a second, more on real hardware.
     """
-    module = importlib.import_module(operator.cases) if operator.cases else None
+    module = _module(operator) if operator.cases else None
     make = getattr(module, "random", None)
     return make(operator.name, size) if make else None
+
+
+def _module(operator: Operator) -> Any:
+    """The module of its cases. PluginError if it cannot be imported or has no CASES."""
+    try:
+        module = importlib.import_module(operator.cases)
+        tuple(module.CASES)
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"the cases of {operator.name} ({operator.cases}) cannot be loaded: {describe(error)}"
+        ) from error
+    return module
