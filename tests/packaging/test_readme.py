@@ -19,6 +19,7 @@ DOCUMENTS = (
     "core/README.md",
     "core/docs/design.md",
     "core/docs/levels.md",
+    "core/docs/vendor.md",
 )
 
 
