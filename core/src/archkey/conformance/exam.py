@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from archkey.capabilities import VOCABULARY
+from archkey.conformance.card import STATED
 from archkey.conformance.cases import cases_of
 from archkey.conformance.contract import FUNCTION, refusals
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
@@ -223,6 +224,9 @@ def _capability_questions(subject: Subject, level: Level) -> tuple[list[Item], l
             continue
         if level is Level.CONTRACT:
             items.append(Item(level.value, CAPABILITIES, plugin.name, LOGIC))
+        elif level is Level.DEVICE and not _no_device(subject.target, level):
+            asked = [name for name in declared if name in STATED]
+            items += [Item(level.value, CAPABILITIES, plugin.name, name) for name in asked]
         elif level is Level.COMPILED:
             if why := _no_compiler(subject.session.device.target):
                 answered.append(_skipped(level, CAPABILITIES, plugin.name, why))

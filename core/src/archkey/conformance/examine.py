@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from archkey.conformance import contract
+from archkey.conformance.card import compare
 from archkey.conformance.case import Case
 from archkey.conformance.cases import cases_of, random_of
 from archkey.conformance.judge import Result, judge
@@ -75,8 +76,13 @@ def _capability(session: Session, item: Item) -> Outcome:
     if item.case == LOGIC:
         found = contradictions(session.capabilities, session.device.target)
         return _verdict(item, "; ".join(found))
-    claimed = session.capabilities[item.case].value
-    proved, reason = probe_capability(item.case, claimed, session.device)
+    if item.level == Level.DEVICE:
+        (plugin,) = [p for p in session.plugins if p.name == item.kernel]
+        (fact,) = [fact for fact in plugin.capabilities if fact.name == item.case]
+        proved, reason = compare(fact.name, fact.value, session.device)
+    else:
+        claimed = session.capabilities[item.case].value
+        proved, reason = probe_capability(item.case, claimed, session.device)
     if proved is None:
         return Outcome(item, "skipped", reason=reason)
     return Outcome(item, "passed" if proved else "failed", reason=reason)
