@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from archkey.conformance.case import Case
 from archkey.conformance.cases.attention.inputs import Attention
 from archkey.conformance.cases.attention.table_inputs import Ragged, Requests
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import randoms
 
 __all__ = ["strategy"]
 
@@ -39,7 +39,7 @@ def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
         calls = _requests(size)
     else:
         return None
-    return calls.map(lambda call: Case(operator, "random", describe(call), call))
+    return randoms(operator, calls)
 
 
 def _often(plain: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
