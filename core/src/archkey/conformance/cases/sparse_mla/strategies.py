@@ -31,7 +31,7 @@ _PACKED = tuple(name for name in _WIDTHS if name != "bf16")
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of one operator; None if it is of another family."""
+    """Cases of `operator`, with sequences `size` times as long as an interpreter would take."""
     make = _CALLS.get(operator)
     return randoms(operator, make(size)) if make else None
 
