@@ -94,7 +94,9 @@ def _calls(call: Any, *tables: Any) -> Iterable[tuple[str, list[Any]]]:
         yield about, [replace(call, **fields) for fields in rows]
 
 
+_BOTH = tuple((about, tuple(rows)) for about, rows in _SHARED)
+
 CASES = (
-    *edges("ragged_kv_indices_to_page_table", _calls(Ragged(_LENS), _SHARED, _RAGGED)),
-    *edges("req_to_token_to_page_table", _calls(Requests(_LENS), _SHARED, _REQUESTS)),
+    *edges("ragged_kv_indices_to_page_table", _calls(Ragged(_LENS), _BOTH, _RAGGED)),
+    *edges("req_to_token_to_page_table", _calls(Requests(_LENS), _BOTH, _REQUESTS)),
 )
