@@ -202,9 +202,13 @@ _SAME_TOKENS: tuple[tuple[str, str, Wrong], ...] = (
     ("clamped at -5", "steep gates", _gates(lambda g: g.clamp_min(-5))),
     ("gate forgotten", "gate of -5 everywhere", _gates(torch.zeros_like)),
     ("gate of the token before", "gate of -5 everywhere", _decay_late),
-    ("one gate for all channels", "raw gate", _gates(lambda g: g[..., :1].expand(g.shape))),
+    (
+        "one gate for all channels",
+        "raw gate: dt_bias=extreme",
+        _gates(lambda g: g[..., :1].expand(g.shape)),
+    ),
     ("softplus overflows", "raw gate past float32's exponential", _naive_softplus),
-    ("half the bound", "raw gate", given(lower_bound=lambda b: b / 2)),
+    ("half the bound", "raw gate: bound=-0.5", given(lower_bound=lambda b: b / 2)),
     ("no dt_bias", "raw gate: dt_bias=extreme", given(dt_bias=lambda _: None)),
     (
         "one rate for all heads",
