@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deliberately wrong kernels: each must fail a case whose name says what is wrong.
+"""Deliberately wrong kernels: each must fail the case whose name says what is wrong.
 
-A mistake is `wrong(right, inputs, outputs) -> results`: it gets the reference, which it may call
-with other arguments or whose results it may change, and the arguments of a launch by name. A
-result of None leaves its output as it was.
+A wrong kernel is the reference with one mistake built in, put in the place of the `cpu` plugin's.
+The judge takes its truth from the reference itself, which nobody touches.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,11 +16,24 @@ import torch
 import archkey
 from archkey.conformance.case import Case
 from archkey.conformance.cases import cases_of
-from archkey.conformance.judge import Result, judge
+from archkey.conformance.judge import judge
 from archkey.kernel import resolve
 from archkey.ops import OPERATORS
+from archkey.reference import plugin
 
-Wrong = Callable[[Callable[..., Any], dict[str, Any], dict[str, Any]], Sequence[Any]]
+Values = dict[str, Any]
+Right = Callable[..., Values]
+Wrong = Callable[[Right, Values, Values], Values]
+"""From the right kernel, its inputs and its outputs by name: the results, by name, to be stored.
+
+What is missing in the results stays unwritten.
+"""
+
+Mistake = tuple[str, str, str, Wrong]
+"""The operator, what is wrong, what the cases are about that must see it, and the kernel.
+
+About: `Case.model` as a whole, and after ": " what the label must have, "ties: quant=nvfp4".
+"""
 
 
 def edges(*operators: str) -> list[Case]:
@@ -34,88 +45,178 @@ def name_of(case: Case) -> str:
     return f"{case.operator} {case.name}"
 
 
-def catching(
-    monkeypatch: pytest.MonkeyPatch, operator: str, wrong: Wrong, about: str
-) -> Result | None:
-    """The first case about `about` that a wrong kernel does not pass.
+def named(operator: str, about: str) -> list[Case]:
+    """The edge cases of `operator` that are about that; at least one."""
+    model, _, label = about.partition(": ")
+    wanted = set(filter(None, label.split(", ")))
+    found = [
+        case
+        for case in edges(operator)
+        if case.model == model and wanted <= set(case.label.split(", "))
+    ]
+    assert found, f"no case of {operator} is about {about}"
+    return found
 
-    One that ended in an exception is passed over: it says nothing about the case.
-    """
-    put_in_place(monkeypatch, wrong)
-    session = archkey.open("cpu")
-    chosen = [case for case in edges(operator) if about in case.name]
-    assert chosen, f"no case is about {about}"
-    seen = *OPERATORS[operator].outputs, "Fault"
-    results = (judge(session, case) for case in chosen)
-    return next((r for r in results if not r.passed and r.reason.split(":")[0] in seen), None)
+
+def each(mistakes: Iterable[Mistake]) -> pytest.MarkDecorator:
+    """A test with the arguments `operator`, `about` and `wrong` for each of `mistakes`."""
+    return pytest.mark.parametrize(
+        ("operator", "about", "wrong"),
+        [
+            pytest.param(operator, about, wrong, id=f"{operator}: {what} - {about}")
+            for operator, what, about, wrong in mistakes
+        ],
+    )
+
+
+REFERENCE = "cpu:torch"
+
+FLAVOURS = {"e4m3fn": "cpu", "e4m3fnuz": "rocm_gfx942"}
+"""Targets, to be pretended where they are not the CPU, by the FP8 that their tensors have."""
 
 
 def put_in_place(monkeypatch: pytest.MonkeyPatch, wrong: Wrong) -> None:
-    """The kernel of the `cpu` plugin is `wrong`; what the judge takes as truth stays."""
+    """The kernel REFERENCE is `wrong`; what the judge takes as truth stays."""
 
-    def build(problem: Any, build: Any) -> Callable[..., None]:
-        operator = build.operator
-        right = resolve(operator.reference)
+    def build(problem: Any, context: Any) -> Callable[..., None]:
+        operator = context.operator
+
+        def right(**inputs: Any) -> Values:
+            results = resolve(operator.reference)(**inputs)
+            return dict(zip(operator.outputs, results, strict=True))
 
         def run(*arguments: Any) -> None:
-            inputs = dict(zip(operator.inputs, arguments, strict=False))
-            outputs = arguments[len(operator.inputs) :]
-            named = dict(zip(operator.outputs, outputs, strict=True))
-            for result, out in zip(wrong(right, inputs, named), outputs, strict=True):
-                if out is not None and result is not None:
-                    out.copy_(result)
+            count = len(operator.inputs)
+            inputs = dict(zip(operator.inputs, arguments[:count], strict=True))
+            outputs = dict(zip(operator.outputs, arguments[count:], strict=True))
+            for name, result in wrong(right, inputs, outputs).items():
+                if outputs[name] is not None:
+                    outputs[name].copy_(result)
 
         return run
 
-    monkeypatch.setattr(importlib.import_module("archkey.reference.plugin"), "build", build)
+    monkeypatch.setattr(plugin, "build", build)
+
+
+def check(monkeypatch: pytest.MonkeyPatch, operator: str, about: str, wrong: Wrong) -> None:
+    """`wrong` fails a case about `about`, in both flavours of FP8 where that is what it is about.
+
+    It fails by its numbers, by what it writes, or by an index outside of a tensor, and no case
+    fails because `wrong` is no kernel.
+    """
+    put_in_place(monkeypatch, wrong)
+    seen = {*OPERATORS[operator].outputs, "Fault", "IndexError"}
+    for fp8 in FLAVOURS if "fp8" in about.lower() else ("e4m3fn",):
+        session = archkey.open(FLAVOURS[fp8])
+        results = [judge(session, case, kernel=REFERENCE) for case in named(operator, about)]
+        reasons = [result.reason for result in results if not result.passed]
+        assert reasons, f"passes every case with {fp8}"
+        assert [reason for reason in reasons if reason.partition(":")[0] not in seen] == []
 
 
 def given(**changes: Any) -> Wrong:
-    """Some arguments are replaced: by a value, or by a function of what was given."""
+    """The right kernel of other inputs; a function makes an input of itself, None stays None."""
 
-    def wrong(right: Any, inputs: Mapping[str, Any], outputs: Any) -> Any:
-        return right(**{name: changed(changes, name, value) for name, value in inputs.items()})
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        return right(**inputs | {name: _of(inputs[name], to) for name, to in changes.items()})
 
     return wrong
 
 
-def changed(changes: Mapping[str, Any], name: str, value: Any) -> Any:
-    if name not in changes or value is None:
-        return value
-    change = changes[name]
-    return change(value) if callable(change) else change
+def stored(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
+    """Other results of the right kernel."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results = right(**inputs)
+        return results | {name: _of(results[name], to) for name, to in changes.items()}
+
+    return wrong
+
+
+def last_unwritten(name: str) -> Wrong:
+    """The last row of an output stays as it was."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results, out = right(**inputs), outputs[name]
+        if out is not None:
+            out[:-1] = results.pop(name)[:-1].to(out.dtype)
+        return results
+
+    return wrong
+
+
+def contiguous(*names: str) -> Wrong:
+    """Inputs read, or outputs written, as if their strides were those of their shape."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        read = [name for name in names if inputs.get(name) is not None]
+        results = right(**inputs | {name: packed(inputs[name]) for name in read})
+        for name in names:
+            if name not in inputs:
+                packed(outputs[name]).copy_(results.pop(name))
+        return results
+
+    return wrong
+
+
+def read_in_32_bits(*names: str) -> Wrong:
+    """What lies at offsets past element 2^31 of an input is found to be zero."""
+
+    def seen(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone(memory_format=torch.contiguous_format)
+        _bytes(copy)[~_near(tensor)] = 0
+        return copy
+
+    return given(**dict.fromkeys(names, seen))
+
+
+def written_in_32_bits(name: str) -> Wrong:
+    """What lies at offsets past element 2^31 of an output stays unwritten."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results, out = right(**inputs), outputs[name]
+        if out is not None:
+            near, result = _near(out), results.pop(name).to(out.dtype)
+            _bytes(out)[near] = _bytes(result)[near]
+        return results
+
+    return wrong
+
+
+def codes_of_the_other_flavour(*names: str) -> Wrong:
+    """e4m3fn read as e4m3fnuz, or the other way round."""
+    other = {
+        torch.float8_e4m3fn: torch.float8_e4m3fnuz,
+        torch.float8_e4m3fnuz: torch.float8_e4m3fn,
+    }
+
+    def swap(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view(other.get(tensor.dtype, tensor.dtype))
+
+    return given(**dict.fromkeys(names, swap))
 
 
 def packed(tensor: torch.Tensor) -> torch.Tensor:
-    """What a kernel reads that takes a strided tensor for a contiguous one."""
+    """What a kernel finds that takes a strided tensor for a contiguous one."""
     strides = torch.empty(tensor.shape, device="meta").stride()
     return tensor.as_strided(tensor.shape, strides)
 
 
-def in_32_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """What a kernel finds whose offsets are 32 bits wide: nothing past element 2^31."""
-    seen = tensor.clone()
+def _of(value: Any, change: Any) -> Any:
+    if not callable(change):
+        return change
+    return None if value is None else change(value)
+
+
+def _near(tensor: torch.Tensor) -> torch.Tensor:
+    """Elements whose offset a signed number of 32 bits holds."""
+    offset = torch.zeros(tensor.shape, dtype=torch.int64)
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        for index in range(size):
-            if index * stride >= 2**31:
-                seen.select(dim, index).zero_()
-    return seen
+        steps = torch.arange(size) * stride
+        offset += steps.view(-1, *(1,) * (tensor.dim() - dim - 1))
+    return offset < 2**31
 
 
-def nothing_past_2_31(name: str) -> Wrong:
-    """An output whose addresses are 32 bits wide: what lies past element 2^31 stays unwritten."""
-
-    def wrong(right: Any, inputs: Mapping[str, Any], outputs: dict[str, Any]) -> Any:
-        results = list(right(**inputs))
-        at = list(outputs).index(name)
-        out, result = outputs[name], results[at]
-        for dim, stride in enumerate(out.stride()):
-            near = [i for i in range(out.shape[dim]) if i * stride < 2**31]
-            if len(near) < out.shape[dim]:
-                out[(slice(None),) * dim + (near,)] = result[(slice(None),) * dim + (near,)].to(
-                    out.dtype
-                )
-                results[at] = None
-        return results
-
-    return wrong
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Something that torch can scatter into."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

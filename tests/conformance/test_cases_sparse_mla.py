@@ -1,62 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases of sparse MLA: right kernels pass all, a wrong one fails the case named for it."""
+"""The cases of sparse MLA: each wrong kernel fails where it is named."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from tests.conformance import _wrong_mla as _wrong
-from tests.conformance._wrong_mla import Right, Values, Wrong
+from tests.conformance import _wrong
+from tests.conformance._wrong import (
+    Mistake,
+    Right,
+    Values,
+    Wrong,
+    contiguous,
+    given,
+    read_in_32_bits,
+    stored,
+    written_in_32_bits,
+)
 
-import archkey
-from archkey.conformance.case import Case
-from archkey.conformance.cases import sparse_mla as family
-from archkey.conformance.judge import judge
 from archkey.formats.sparse_kv import packed
 
-EDGES = [case for case in family.CASES if case.edge]
 PREFILL, DECODE = "sparse_mla_prefill", "sparse_mla_decode"
 QUANTIZE, DEQUANTIZE = "quantize_sparse_kv", "dequantize_sparse_kv"
 LOGICAL = "logical_to_physical_indices"
-OPERATORS = (PREFILL, DECODE, QUANTIZE, DEQUANTIZE, LOGICAL)
-
-
-def test_names_are_unique() -> None:
-    names = [(case.operator, case.name) for case in family.CASES]
-    assert len(names) == len(set(names))
-
-
-@pytest.mark.parametrize("fp8", ["e4m3fn", "e4m3fnuz"])
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_edges_pass(operator: str, fp8: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = archkey.open("cpu")
-    monkeypatch.setattr(session, "fp8", fp8)
-    results = [judge(session, case) for case in EDGES if case.operator == operator]
-    assert len(results) > 10
-    assert [result for result in results if not result.passed] == []
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_random_calls_pass(operator: str) -> None:
-    strategy = family.random(operator)
-    assert strategy is not None
-    session = archkey.open("cpu")
-
-    @settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=HealthCheck)
-    @given(strategy)
-    def check(case: Case) -> None:
-        result = judge(session, case)
-        assert result.passed, (case.name, result)
-
-    check()
-
-
-# ---- wrong kernels
 
 
 def _cache(inputs: Values) -> torch.Tensor:
@@ -216,93 +185,91 @@ def _wrapped(right: Right, inputs: Values, outputs: Values) -> Values:
     return {"out": torch.where(known, slots.view(indices.shape), -1)}
 
 
-_LSE_2 = _wrong.stored(lse=lambda lse: lse / math.log(2))
-_BOTH: tuple[tuple[str, Wrong], ...] = (
-    ("LSE to base e", _LSE_2),
-    ("3 heads", _heads_by_16),
-    ("126 heads", _heads_by_16),
-    ("index -1", _listed(_clamped)),
-    ("index -1", _listed(_all_but_the_last_slot)),
-    ("indices outside the cache", _listed(_minus_one_only)),
-    ("invalid indices between valid ones", _listed(_up_to_the_first)),
-    ("the same index many times", _listed(_once)),
-    ("rows without a valid index", _empty_rows_unwritten),
-    ("no valid index at all", _empty_rows_unwritten),
-    ("lists of 7", _listed(_whole_tiles)),
-    ("lists of 65", _listed(_whole_tiles)),
-    ("topk_length of each row", _wrong.given(topk_length=None)),
-    ("sinks", _wrong.given(attn_sink=None)),
-    ("sinks", _sink_in_lse),
-    ("infinite sinks", _wrong.given(attn_sink=None)),
-    ("V is not 512 columns", _wrong.stored(out=_columns_of_a_power_of_two)),
-    ("page 2", _pages_of_64),
-    ("page 48", _pages_of_64),
-    ("scales between powers of two", _scales_of_powers_of_two),
-    ("FP8 codes of the device", _wrong.given(kv_format=_other_flavour)),
-    ("head-major LSE", _wrong.contiguous("lse")),
-    ("scale of the caller", _wrong.given(softmax_scale=576**-0.5)),
-    *(("rows apart", _wrong.contiguous(name)) for name in ("q", "indices", "out")),
-    *((f"far {name}", _wrong.in_32_bits(name)) for name in ("q", "indices", "out", "lse")),
+_LSE_2 = stored(lse=lambda lse: lse / math.log(2))
+_BOTH: tuple[tuple[str, str, Wrong], ...] = (
+    ("LSE in base 2", "LSE to base e", _LSE_2),
+    ("tiles of 16 heads", "3 heads", _heads_by_16),
+    ("tiles of 16 heads", "126 heads", _heads_by_16),
+    ("slot 0 for -1", "index -1", _listed(_clamped)),
+    ("last slot left out", "index -1", _listed(_all_but_the_last_slot)),
+    ("only -1 is invalid", "indices outside the cache", _listed(_minus_one_only)),
+    ("up to the first invalid", "invalid indices between valid ones", _listed(_up_to_the_first)),
+    ("each index once", "the same index many times", _listed(_once)),
+    ("empty rows unwritten", "rows without a valid index", _empty_rows_unwritten),
+    ("empty rows unwritten", "no valid index at all", _empty_rows_unwritten),
+    ("whole tiles", "lists of 7", _listed(_whole_tiles)),
+    ("whole tiles", "lists of 65", _listed(_whole_tiles)),
+    ("topk_length dropped", "topk_length of each row", given(topk_length=None)),
+    ("attn_sink dropped", "sinks", given(attn_sink=None)),
+    ("sink in LSE", "sinks", _sink_in_lse),
+    ("attn_sink dropped", "infinite sinks", given(attn_sink=None)),
+    ("powers of two", "V is not 512 columns", stored(out=_columns_of_a_power_of_two)),
+    ("pages of 64", "page 2", _pages_of_64),
+    ("pages of 64", "page 48", _pages_of_64),
+    ("scales rounded up", "scales between powers of two", _scales_of_powers_of_two),
+    ("FP8 of another device", "FP8 codes of the device", given(kv_format=_other_flavour)),
+    ("as if contiguous", "head-major LSE", contiguous("lse")),
+    ("default scale", "scale of the caller", given(softmax_scale=576**-0.5)),
+    *(("as if contiguous", "rows apart", contiguous(name)) for name in ("q", "indices", "out")),
+    *(("32-bit offsets", f"far {name}", read_in_32_bits(name)) for name in ("q", "indices")),
+    *(("32-bit offsets", f"far {name}", written_in_32_bits(name)) for name in ("out", "lse")),
 )
-_WRONG: tuple[tuple[str, str, Wrong], ...] = (
-    *((operator, about, wrong) for operator in (PREFILL, DECODE) for about, wrong in _BOTH),
-    (PREFILL, "rows apart", _wrong.contiguous("kv")),
-    (PREFILL, "far kv", _wrong.in_32_bits("kv")),
-    (PREFILL, "far packed kv", _wrong.in_32_bits("kv")),
-    (PREFILL, "far max_logits", _wrong.in_32_bits("max_logits")),
-    (DECODE, "rows apart", _wrong.contiguous("kv_cache")),
-    (DECODE, "queries packed with heads", _wrong.stored(out=_rows_by_head)),
-    (DECODE, "topk_length of each sequence", _lengths_by_remainder),
-    (DECODE, "topk_length of each row", _lengths_of_the_first_rows),
-    (DECODE, "second cache", _wrong.given(extra_kv_cache=None)),
-    (DECODE, "topk_length of the second cache", _wrong.given(extra_topk_length=None)),
-    (DECODE, "two lengths, two caches", _wrong.given(extra_topk_length=None)),
-    (DECODE, "two lengths, two caches", _wrong.given(topk_length=None)),
-    (DECODE, "far kv_cache", _wrong.in_32_bits("kv_cache")),
-    (DECODE, "far extra_kv_cache", _wrong.in_32_bits("extra_kv_cache")),
-    (QUANTIZE, "scales between powers of two", _wrong.given(scale_mode="pow2")),
-    (QUANTIZE, "scales rounded up to powers of two", _wrong.given(scale_mode="fp32")),
-    (QUANTIZE, "tiles of zeros", _zero_over_zero),
-    (QUANTIZE, "values that underflow", _wrong.stored(out=_without_signs_of_zeros)),
-    (QUANTIZE, "other slots keep their bytes", _clean_slate),
-    (QUANTIZE, "slots outside the cache", _into_slot_0),
-    (QUANTIZE, "FP8 codes of the device", _wrong.given(format=_other_flavour)),
-    (QUANTIZE, "rows apart", _wrong.contiguous("k_nope")),
-    (QUANTIZE, "rows apart", _wrong.contiguous("k_rope")),
-    (QUANTIZE, "latent and rope of one tensor", _wrong.contiguous("k_rope")),
-    *((QUANTIZE, f"far {name}", _wrong.in_32_bits(name)) for name in ("k_nope", "k_rope")),
-    (QUANTIZE, "far out", _far_block_unwritten),
-    (QUANTIZE, "far planar out", _far_block_unwritten),
-    (DEQUANTIZE, "slots outside the cache", _into_slot_0),
-    (DEQUANTIZE, "scales between powers of two", _scales_of_powers_of_two),
-    (DEQUANTIZE, "FP8 codes of the device", _wrong.given(format=_other_flavour)),
-    (DEQUANTIZE, "far cache", _wrong.in_32_bits("kv_cache")),
-    (LOGICAL, "index -1", _wrong.given(indices=lambda indices: indices.clamp_min(0))),
-    (LOGICAL, "slots past int32", _wrapped),
-    (LOGICAL, "page 3", _page_size),
-    (LOGICAL, "page 128", _page_size),
-    *((LOGICAL, "rows apart", _wrong.contiguous(n)) for n in ("indices", "block_table", "out")),
-    *((LOGICAL, f"far {n}", _wrong.in_32_bits(n)) for n in ("indices", "block_table", "out")),
+MISTAKES: tuple[Mistake, ...] = (
+    *((operator, *row) for operator in (PREFILL, DECODE) for row in _BOTH),
+    (PREFILL, "as if contiguous", "rows apart", contiguous("kv")),
+    (PREFILL, "32-bit offsets", "far kv", read_in_32_bits("kv")),
+    (PREFILL, "32-bit offsets", "far packed kv", read_in_32_bits("kv")),
+    (PREFILL, "32-bit offsets", "far max_logits", written_in_32_bits("max_logits")),
+    (DECODE, "as if contiguous", "rows apart", contiguous("kv_cache")),
+    (DECODE, "rows by head", "queries packed with heads", stored(out=_rows_by_head)),
+    (DECODE, "lengths by remainder", "topk_length of each sequence", _lengths_by_remainder),
+    (DECODE, "lengths of the first rows", "topk_length of each row", _lengths_of_the_first_rows),
+    (DECODE, "extra_kv_cache dropped", "second cache", given(extra_kv_cache=None)),
+    (
+        DECODE,
+        "extra_topk_length dropped",
+        "topk_length of the second cache",
+        given(extra_topk_length=None),
+    ),
+    (DECODE, "extra_topk_length dropped", "two lengths, two caches", given(extra_topk_length=None)),
+    (DECODE, "topk_length dropped", "two lengths, two caches", given(topk_length=None)),
+    (DECODE, "32-bit offsets", "far kv_cache", read_in_32_bits("kv_cache")),
+    (DECODE, "32-bit offsets", "far extra_kv_cache", read_in_32_bits("extra_kv_cache")),
+    (QUANTIZE, "other scales", "scales between powers of two", given(scale_mode="pow2")),
+    (QUANTIZE, "other scales", "scales rounded up to powers of two", given(scale_mode="fp32")),
+    (QUANTIZE, "zero over zero", "tiles of zeros", _zero_over_zero),
+    (QUANTIZE, "signs of zeros", "values that underflow", stored(out=_without_signs_of_zeros)),
+    (QUANTIZE, "clean slate", "other slots keep their bytes", _clean_slate),
+    (QUANTIZE, "slot 0 for none", "slots outside the cache", _into_slot_0),
+    (QUANTIZE, "FP8 of another device", "FP8 codes of the device", given(format=_other_flavour)),
+    (QUANTIZE, "as if contiguous", "rows apart", contiguous("k_nope")),
+    (QUANTIZE, "as if contiguous", "rows apart", contiguous("k_rope")),
+    (QUANTIZE, "as if contiguous", "latent and rope of one tensor", contiguous("k_rope")),
+    *((QUANTIZE, "32-bit offsets", f"far {n}", read_in_32_bits(n)) for n in ("k_nope", "k_rope")),
+    (QUANTIZE, "32-bit offsets", "far out", _far_block_unwritten),
+    (QUANTIZE, "32-bit offsets", "far planar out", _far_block_unwritten),
+    (DEQUANTIZE, "slot 0 for none", "slots outside the cache", _into_slot_0),
+    (DEQUANTIZE, "scales rounded up", "scales between powers of two", _scales_of_powers_of_two),
+    (DEQUANTIZE, "FP8 of another device", "FP8 codes of the device", given(format=_other_flavour)),
+    (DEQUANTIZE, "32-bit offsets", "far cache", read_in_32_bits("kv_cache")),
+    (LOGICAL, "slot 0 for -1", "index -1", given(indices=lambda indices: indices.clamp_min(0))),
+    (LOGICAL, "slots in 32 bits", "slots past int32", _wrapped),
+    (LOGICAL, "pages of 16", "page 3", _page_size),
+    (LOGICAL, "pages of 16", "page 128", _page_size),
+    *(
+        (LOGICAL, "as if contiguous", "rows apart", contiguous(n))
+        for n in ("indices", "block_table", "out")
+    ),
+    *(
+        (LOGICAL, "32-bit offsets", f"far {n}", read_in_32_bits(n))
+        for n in ("indices", "block_table")
+    ),
+    (LOGICAL, "32-bit offsets", "far out", written_in_32_bits("out")),
 )
 
 
-@pytest.mark.parametrize(
-    ("operator", "about", "wrong"),
-    _WRONG,
-    ids=[f"{operator} {about} {i}" for i, (operator, about, _) in enumerate(_WRONG)],
-)
-def test_a_wrong_kernel_fails_the_case_of_its_name(
+@_wrong.each(MISTAKES)
+def test_a_wrong_kernel_fails_by_name(
     operator: str, about: str, wrong: Wrong, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _wrong.check(monkeypatch, EDGES, operator, about, wrong)
-
-
-def test_a_pool_far_apart_takes_no_memory() -> None:
-    """What lies between the blocks is never touched."""
-    resource: Any = pytest.importorskip("resource")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    far = [case for case in EDGES if case.model.startswith("far")]
-    session = archkey.open("cpu")
-    assert all(judge(session, case).passed for case in far)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
-    assert grown < 200 * 1024
+    _wrong.check(monkeypatch, operator, about, wrong)

@@ -1,52 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """How edge and random cases are written down: a frozen dataclass of metadata, and its text.
 
-A family has one dataclass for an operator's calls. Edges are rows of it, random cases are drawn
-fields of it, and `describe` makes the label of both.
+A family has one dataclass for an operator's calls: `call(make)` gives the keyword arguments. Edges
+are rows of it, random cases are drawn fields of it, and `describe` makes the label of both.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from archkey.conformance.case import Maker
+from archkey.conformance.case import Case, Maker
 
-__all__ = ["DTYPES", "LAYOUTS", "describe", "lay"]
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+__all__ = ["DTYPES", "INTEGERS", "describe", "edges", "randoms"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-LAYOUTS = {
-    "packed": (0, 0),
-    "slice": (64, 96),  # still aligned to 16 elements, where the width is
-    "odd": (1, 3),
-}
-"""How rows may lie: columns left free before a row, and before and after it."""
+INTEGERS = {"int32": torch.int32, "int64": torch.int64}
+
+Call = Callable[[Maker], Mapping[str, Any]]
+"""A frozen dataclass that can be called."""
 
 
-def lay(make: Maker, values: torch.Tensor, layout: str) -> torch.Tensor:
-    """`values` `[.., N]` in a layout with last stride 1.
+def edges(operator: str, table: Iterable[tuple[str, Iterable[Call]]]) -> Iterator[Case]:
+    """An edge case for each call of a row; a row says first what its calls are about."""
+    for about, calls in table:
+        for call in calls:
+            yield Case(operator, about, describe(call), call, edge=True)
 
-    packed, slice, odd  of a row that is wider by what LAYOUTS says
-    heads     of more heads (dimension -2) than are there: rows are not evenly spaced
-    repeated  the first entry of dimension 0, expanded: stride 0; for inputs only
-    far0, far1   the last entry of that dimension lies past element 2^31
-    """
-    if layout == "packed":
-        return values
-    if layout == "repeated":
-        return values[:1].expand(values.shape)
-    if layout in ("far0", "far1"):
-        return make.far(values, int(layout[-1]))
-    *lead, rows, width = values.shape
-    if layout == "heads":
-        room = values.new_zeros((*lead, rows + 2, width))[..., 1 : rows + 1, :]
-    else:
-        before, free = LAYOUTS[layout]
-        room = values.new_zeros((*lead, rows, width + free))[..., before : before + width]
-    return room.copy_(values)
+
+def randoms(operator: str, calls: SearchStrategy[Any]) -> SearchStrategy[Case]:
+    """A case for each call that is drawn."""
+    return calls.map(lambda call: Case(operator, "random", describe(call), call))
 
 
 def describe(spec: Any) -> str:

@@ -19,6 +19,6 @@ CASES = (*models.CASES, *edges.CASES, *table_edges.CASES)
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
     """Random cases of `operator`; needs hypothesis, which is an optional dependency."""
-    from archkey.conformance.cases.attention.drawn import strategy
+    from archkey.conformance.cases.attention.strategies import strategy
 
     return strategy(operator, size)

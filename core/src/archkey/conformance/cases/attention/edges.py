@@ -8,9 +8,8 @@ from functools import partial
 from math import inf
 from typing import Any
 
-from archkey.conformance.case import Case
 from archkey.conformance.cases.attention.inputs import Attention
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -307,8 +306,4 @@ _MEMORY: tuple[Row, ...] = (
     ("far workspace", (_d(segments=4, far="workspace"),)),
 )
 
-CASES = tuple(
-    Case("unified_attention", about, describe(call), call, edge=True)
-    for about, calls in (*_SHAPES, *_MASKS, *_DTYPES, *_MEMORY)
-    for call in calls
-)
+CASES = tuple(edges("unified_attention", (*_SHAPES, *_MASKS, *_DTYPES, *_MEMORY)))

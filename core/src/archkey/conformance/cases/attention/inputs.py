@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.attention.tensors import (
-    NOWHERE,
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import (
+    bounds,
     dtype_of,
     empty,
     factor,
-    fused,
+    head_major,
     put,
     spread,
+    unused_table,
 )
-from archkey.conformance.cases.spec import DTYPES
 
 __all__ = ["Attention"]
 
@@ -54,7 +55,7 @@ class Attention:
     scale       softmax_scale; 0: that of D
     level       what scores differ from 0 by on average
     spare, rows rows of q after the last sequence, and of the block table
-    layout      kv_layout; pair  K and V are views of one tensor, see `tensors.fused`
+    layout      kv_layout; pair  K and V are views of one tensor, see `_fused`
     gap         poisoned elements between the rows of what `apart` names
     most_q      max_seqlen_q, 0: tight; most_k  the same
     segments    parts of the caller's workspace, which has `segment_rows` more rows than q
@@ -115,7 +116,7 @@ class Attention:
             "k": k,
             "v": v,
             "out": self._laid(make, "out", out),
-            "cu_seqlens_q": make.tensor(list(accumulate(q_lens, initial=0))),
+            "cu_seqlens_q": bounds(make, q_lens),
             "max_seqlen_q": self.most_q or max(q_lens, default=0),
             "seqused_k": make.tensor(kv_lens),
             "max_seqlen_k": self.most_k or max(kv_lens, default=0),
@@ -181,8 +182,7 @@ class Attention:
             for dim in self.dims
         )
         width = max(-(-self.most_k // self.page), max(pages, default=0) + 2)
-        table = make.tensor([NOWHERE, -1]).repeat(-(-width // 2))[:width]
-        table = table.repeat(len(pages) + self.rows, 1)
+        table = unused_table(make, len(pages) + self.rows, width)
         starts = accumulate(pages, initial=0)
         for i, (n, start) in enumerate(zip(pages, starts, strict=False)):
             q_len, kv_len = self.lengths[i]
@@ -190,8 +190,8 @@ class Attention:
             table[i, gone:n] = order[start + gone : start + n]
             j = torch.arange(kv_len - len(keys[i]), kv_len, device=make.device)
             where = table[i, j // self.page].long(), j % self.page
-            put(k, *where, keys[i])
-            put(v, *where, values[i])
+            put(k, where, keys[i])
+            put(v, where, values[i])
         k, v = self._cache(make, k, v)
         return k, v, table
 
@@ -201,7 +201,7 @@ class Attention:
         hnd = self.layout == "HND"
         caches = [x.transpose(1, 2).contiguous() if hnd else x for x in (k, v)]
         if self.pair:
-            return fused(make, caches[0], caches[1], self.pair)
+            return _fused(make, caches[0], caches[1], self.pair)
         for i, name in enumerate("kv"):
             if which == name:
                 at = _FAR[dim]
@@ -244,7 +244,7 @@ class Attention:
             return {}
         shape = (tokens, self.heads[0])
         if self.lse == "head-major":
-            return {"lse": empty(make, *reversed(shape), dtype=torch.float32).T}
+            return {"lse": head_major(make, *shape)}
         return {"lse": self._laid(make, "lse", empty(make, *shape, dtype=torch.float32))}
 
     def _workspace(self, make: Maker, tokens: int) -> dict[str, Any]:
@@ -261,3 +261,18 @@ class Attention:
             "softmax_segm_expsum": empty(make, *shape, dtype=torch.float32),
             **({} if self.threshold < 0 else {"seq_threshold_3D": self.threshold}),
         }
+
+
+def _fused(make: Maker, k: torch.Tensor, v: torch.Tensor, how: str) -> tuple[torch.Tensor, ...]:
+    """K and V as views of one tensor.
+
+    how  "columns" `[blocks, .., D + Dv]`, "blocks" `[blocks, 2, ..]`, "halves" `[2, blocks, ..]`
+    """
+    if how == "columns":
+        room = empty(make, *k.shape[:-1], k.shape[-1] + v.shape[-1], dtype=k.dtype)
+        views = room[..., : k.shape[-1]], room[..., k.shape[-1] :]
+    else:
+        dim = ("halves", "blocks").index(how)
+        room = empty(make, *k.shape[:dim], 2, *k.shape[dim:], dtype=k.dtype)
+        views = room.select(dim, 0), room.select(dim, 1)
+    return tuple(view.copy_(x) for view, x in zip(views, (k, v), strict=True))

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from archkey.conformance.case import Case
 from archkey.conformance.cases.attention.table_inputs import Ragged, Requests
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -89,19 +89,14 @@ _REQUESTS: _Rows = (
 )
 
 
-def _flat(table: _Rows) -> list[tuple[str, dict[str, Any]]]:
-    return [(about, fields) for about, rows in table for fields in rows]
+def _calls(call: Any, *tables: Any) -> Iterable[tuple[str, list[Any]]]:
+    for about, rows in chain(*tables):
+        yield about, [replace(call, **fields) for fields in rows]
 
 
-def _cases(call: Ragged | Requests, operator: str, rows: Iterable[Any]) -> Iterable[Case]:
-    for about, fields in rows:
-        made = replace(call, **fields)
-        yield Case(operator, about, describe(made), made, edge=True)
-
-
-_BOTH = _flat(_SHARED)
+_BOTH = tuple((about, tuple(rows)) for about, rows in _SHARED)
 
 CASES = (
-    *_cases(Ragged(_LENS), "ragged_kv_indices_to_page_table", [*_BOTH, *_flat(_RAGGED)]),
-    *_cases(Requests(_LENS), "req_to_token_to_page_table", [*_BOTH, *_flat(_REQUESTS)]),
+    *edges("ragged_kv_indices_to_page_table", _calls(Ragged(_LENS), _BOTH, _RAGGED)),
+    *edges("req_to_token_to_page_table", _calls(Requests(_LENS), _BOTH, _REQUESTS)),
 )

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.attention.tensors import NOWHERE, spread
+from archkey.conformance.cases.spec import INTEGERS
+from archkey.conformance.cases.tensors import NOWHERE, bounds, spread
 
 __all__ = ["Ragged", "Requests"]
-
-_INTEGERS = {"int32": torch.int32, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class _Tables:
             each = numbers[:, None] * self.page + offsets + (0 if self.swa else self.base)
             if self.negative:
                 each[1::3] = self.negative
-            slots.append(each.flatten()[:n].to(_INTEGERS[self.slots]))
+            slots.append(each.flatten()[:n].to(INTEGERS[self.slots]))
         tables = self._tables(make, max(pages, default=0) + self.columns)
         if self.swa:
             swa_page = 1 + make.permutation(len(order) + 1, torch.int64)
@@ -107,11 +105,10 @@ class Ragged(_Tables):
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
         slots, shared = self._slots(make)
-        nobody = make.tensor([NOWHERE] * self.around, _INTEGERS[self.slots])
-        starts = list(accumulate(self.lens, initial=self.around))
+        nobody = make.tensor([NOWHERE] * self.around, INTEGERS[self.slots])
         return {
             "kv_indices": torch.cat([nobody, *slots, nobody]),
-            "kv_indptr": make.tensor(starts, _INTEGERS[self.lengths]),
+            "kv_indptr": bounds(make, self.lens, INTEGERS[self.lengths], self.around),
             **shared,
         }
 
@@ -131,15 +128,15 @@ class Requests(_Tables):
         """Keyword arguments."""
         slots, shared = self._slots(make)
         sequences = len(self.lens)
-        nobody = make.tensor([NOWHERE, -1], _INTEGERS[self.slots])
+        nobody = make.tensor([NOWHERE, -1], INTEGERS[self.slots])
         table = nobody.repeat(2 * sequences + 1, max(self.lens, default=0) // 2 + 1)
         rows = 2 * sequences - 2 * make.permutation(sequences, torch.int64)  # the last is used
         for row, mine in zip(rows.tolist(), slots, strict=True):
             table[row, : len(mine)] = mine
         return {
             "req_to_token": self._laid(make, "req_to_token", table),
-            "req_pool_indices": rows.to(_INTEGERS[self.indices]),
-            "seq_lens": make.tensor([n - self.draft for n in self.lens], _INTEGERS[self.lengths]),
+            "req_pool_indices": rows.to(INTEGERS[self.indices]),
+            "seq_lens": make.tensor([n - self.draft for n in self.lens], INTEGERS[self.lengths]),
             "num_draft_tokens": self.draft,
             **shared,
         }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from archkey.conformance.cases.kda.inputs import Kda, kda_case
+from archkey.conformance.cases.kda.inputs import ChunkKda, RecurrentKda
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -170,18 +171,18 @@ _STRIDES: Rows = (
     ("out is v", _TWO | {"out": "v"}),
     ("out is v", {"lengths": (70,), "batch": 2, "lay": "row", "out": "v"}),
     *(
-        ("tokens past element 2^31", {"lengths": (3, 14), **more})
+        ("far tokens", {"lengths": (3, 14), **more})
         for more in ({"lay": "far1"}, {"g_lay": "far1"}, {"out": "bf16", "out_lay": "far1"})
     ),
     *(
-        ("batch past element 2^31", {"lengths": (3,), "batch": 3, **more})
+        ("far batch", {"lengths": (3,), "batch": 3, **more})
         for more in ({"lay": "far0"}, {"g_lay": "far0"}, {"out": "bf16", "out_lay": "far0"})
     ),
     *(
-        ("slots past element 2^31", _POOL | {"lengths": (3, 14), "pool_lay": "far0", **more})
+        ("far slots", _POOL | {"lengths": (3, 14), "pool_lay": "far0", **more})
         for more in ({}, {"state": "bf16"}, {"v_first": False})
     ),
-    ("states past element 2^31", _TWO | {"lengths": (3, 14), "final": "fp32", "pool_lay": "far0"}),
+    ("far states", _TWO | {"lengths": (3, 14), "final": "fp32", "pool_lay": "far0"}),
 )
 
 _BOTH = (*_LENGTHS, *_SIZES, *_GATES, *_BETAS, *_STATES, *_STRIDES)
@@ -296,13 +297,12 @@ _RECURRENT: Rows = (
         for heads in ((1, 1), (3, 12))
         for dims in ((128, 128), (100, 60))
     ),
-    ("slots of tokens past element 2^31", _VERIFY | {"pool_lay": "far0", "accepted": "all"}),
+    ("far slots of tokens", _VERIFY | {"pool_lay": "far0", "accepted": "all"}),
 )
 
 CASES = (
-    *(kda_case("chunk_kda", model, Kda(**fields)) for model, fields in (*_BOTH, *_CHUNK)),
-    *(
-        kda_case("fused_recurrent_kda", model, Kda(**fields))
-        for model, fields in (*_BOTH, *_RECURRENT)
+    *edges("chunk_kda", ((about, (ChunkKda(**f),)) for about, f in (*_BOTH, *_CHUNK))),
+    *edges(
+        "fused_recurrent_kda", ((about, (RecurrentKda(**f),)) for about, f in (*_BOTH, *_RECURRENT))
     ),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from archkey.conformance.cases.kda.inputs_decode import Gate, Packed, gate_case, packed_case
+from archkey.conformance.cases.kda.inputs_decode import Gate, Packed
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -65,10 +66,10 @@ _PACKED: Rows = (
         for layout in ("slice", "odd", "heads")
     ),
     *(("strided pool", {"batch": 3, "pool_lay": layout}) for layout in ("slice", "odd", "heads")),
-    ("rows past element 2^31", {"batch": 3, "lay": "far0"}),
-    ("rows of out past element 2^31", {"batch": 3, "out_lay": "far0"}),
+    ("far rows", {"batch": 3, "lay": "far0"}),
+    ("far out", {"batch": 3, "out_lay": "far0"}),
     *(
-        ("slots past element 2^31", {"batch": 3, "pool_lay": "far0", "state": state})
+        ("far slots", {"batch": 3, "pool_lay": "far0", "state": state})
         for state in ("fp32", "bf16")
     ),
 )
@@ -152,19 +153,23 @@ _LENGTHS: Rows = (
         for bound in (None, -5.0)
     ),
     *(("no tokens", {"shape": shape}) for shape in ((1, 0), (0, 5), (2, 0))),
-    ("tokens past element 2^31", {"shape": (1, 3), "lay": "far1"}),
-    ("tokens past element 2^31", {"shape": (1, 3), "out": "buffer", "out_lay": "far1"}),
+    ("far tokens", {"shape": (1, 3), "lay": "far1"}),
+    ("far tokens", {"shape": (1, 3), "out": "buffer", "out_lay": "far1"}),
 )
 
 _FAR: Rows = (
-    ("rows past element 2^31", {"lay": "far0"}),
-    ("rows past element 2^31", {"out": "buffer", "out_lay": "far0"}),
+    ("far rows", {"lay": "far0"}),
+    ("far rows", {"out": "buffer", "out_lay": "far0"}),
 )
 
+_SHAPES = ((), (0,), (1,), (2, 3), (2, 1, 3), (17,))
+
 CASES = (
-    *(packed_case(model, Packed(**fields)) for model, fields in _PACKED),
-    *(gate_case(model, Gate((5,), **fields)) for model, fields in (*_GATES, *_FAR)),
-    *(gate_case("shape", Gate(shape)) for shape in ((), (0,), (1,), (2, 3), (2, 1, 3), (17,))),
-    *(gate_case(model, Gate((2, 70), chunk=64, **fields)) for model, fields in _GATES),
-    *(gate_case(model, Gate(**_CHUNK | fields)) for model, fields in _LENGTHS),
+    *edges("kda_packed_decode", ((about, (Packed(**f),)) for about, f in _PACKED)),
+    *edges("kda_gate", ((about, (Gate((5,), **f),)) for about, f in (*_GATES, *_FAR))),
+    *edges("kda_gate", (("shape", map(Gate, _SHAPES)),)),
+    *edges(
+        "kda_gate_chunk_cumsum", ((about, (Gate((2, 70), chunk=64, **f),)) for about, f in _GATES)
+    ),
+    *edges("kda_gate_chunk_cumsum", ((about, (Gate(**_CHUNK | f),)) for about, f in _LENGTHS)),
 )

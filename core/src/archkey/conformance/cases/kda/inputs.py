@@ -14,28 +14,29 @@ from typing import Any
 
 import torch
 
-from archkey.conformance.case import Case, Maker
+from archkey.conformance.case import Maker
 from archkey.conformance.cases.kda.values import (
     gate_parameters,
     pool_of,
     projections,
     raw_gate,
 )
-from archkey.conformance.cases.spec import DTYPES, describe, lay
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import bounds, lay
 from archkey.ops.kda_gate import chunk_layout
 
-__all__ = ["Kda", "kda_case"]
+__all__ = ["ChunkKda", "Kda", "RecurrentKda"]
 
 
 @dataclass(frozen=True)
 class Kda:
-    """A call of chunk_kda or fused_recurrent_kda.
+    """What calls of chunk_kda and of fused_recurrent_kda have.
 
     lengths     of packed sequences; of each of `batch` sequences where that is not 0
     padding     rows past the last sequence
     heads, dims  (H, HV) and (K, V)
     dtype, g_dtype, beta_dtype   of q, k, v; of g; of beta
-    lay         of q, k, v: "row" for slices of one projection row, or as `spec.lay` says
+    lay         of q, k, v: "row" for slices of one projection row, or as `tensors.lay` says
     gate        "given": g = `low` times a number in [0, 1), or always `low` if `flat`;
                 "raw": the gate of `gate_parameters`
     values      of a raw gate: as `raw_gate`
@@ -93,6 +94,67 @@ class Kda:
     track: bool = False
     h: bool = False
 
+    def _shared(self, make: Maker) -> tuple[dict[str, Any], Any]:
+        """Arguments of both operators, and slots or None."""
+        values = _tokens(make, self)
+        _poison_rows(values, self)
+        values |= _states(make, self)
+        values |= {"scale": self.scale, "use_qk_l2norm_in_kernel": bool(self.l2norm)}
+        if self.gate == "raw":
+            raw = gate_parameters(make, self.heads[1], self.dims[0], self.A_log, self.dt_bias)
+            values |= raw | {"use_gate_in_kernel": True}
+        if self.beta != "given":
+            values["use_beta_sigmoid_in_kernel"] = True
+            values["allow_neg_eigval"] = self.beta == "doubled"
+        values |= {"lower_bound": self.bound, "safe_gate": self.safe}
+        if not self.batch:
+            dtype = torch.int64 if self.wide else torch.int32
+            values["cu_seqlens"] = bounds(make, self.lengths, dtype)
+            if self.cpu_lengths:
+                values["cu_seqlens_cpu"] = torch.tensor(list(accumulate(self.lengths, initial=0)))
+        if self.out == "v":
+            values["out"] = values["v"]
+        elif self.out:
+            like = values["v"]
+            new = torch.zeros(like.shape, dtype=DTYPES[self.out], device=make.device)
+            values["out"] = lay(make, new, self.out_lay)
+        return values, values.pop("slots", None)
+
+
+@dataclass(frozen=True)
+class ChunkKda(Kda):
+    """A call of chunk_kda."""
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        values, slots = self._shared(make)
+        k_dim, v_dim = self.dims
+        shape = (self.heads[1], *((v_dim, k_dim) if self.v_first else (k_dim, v_dim)))
+        if slots is not None:
+            values["initial_state_indices"] = slots
+        return values | _chunk_extras(make, self, shape)
+
+
+@dataclass(frozen=True)
+class RecurrentKda(Kda):
+    """A call of fused_recurrent_kda."""
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        values, slots = self._shared(make)
+        if slots is not None:
+            values["ssm_state_indices"] = slots
+        if self.accepted:
+            count, columns = slots.reshape(len(slots), -1).shape
+            taken = {"none": [0] * count, "all": [columns] * count}.get(
+                self.accepted, [n % (columns + 1) for n in range(count)]
+            )
+            for n, row in enumerate(slots.reshape(count, columns).tolist()):
+                if row[max(taken[n], 1) - 1] < 0:
+                    taken[n] = 1  # it starts from a slot that it has
+            values["num_accepted_tokens"] = make.tensor(taken)
+        return values | {"inplace_final_state": self.in_place}
+
 
 def _tokens(make: Maker, spec: Kda) -> dict[str, Any]:
     """q, k, v, g and beta of all rows."""
@@ -128,11 +190,11 @@ def _tokens(make: Maker, spec: Kda) -> dict[str, Any]:
 
 def _poison_rows(values: dict[str, Any], spec: Kda) -> None:
     """NaN in rows that belong to no sequence, or to one without a slot."""
-    bounds = list(accumulate(spec.lengths, initial=0))
+    starts = list(accumulate(spec.lengths, initial=0))
     for x in (values[name] for name in ("q", "k", "v", "g", "beta")):
-        x[:, spec.lengths[0] if spec.batch else bounds[-1] :] = float("nan")
+        x[:, spec.lengths[0] if spec.batch else starts[-1] :] = float("nan")
         for n in spec.skipped:
-            (x[n] if spec.batch else x[:, bounds[n] : bounds[n + 1]]).fill_(float("nan"))
+            (x[n] if spec.batch else x[:, starts[n] : starts[n + 1]]).fill_(float("nan"))
 
 
 def _states(make: Maker, spec: Kda) -> dict[str, Any]:
@@ -172,9 +234,10 @@ def _chunk_extras(make: Maker, spec: Kda, shape: tuple[int, ...]) -> dict[str, A
     count = len(spec.lengths) if not spec.batch else spec.batch
     given: dict[str, Any] = {"chunk_size": spec.chunk, "return_intermediate_states": spec.h}
     if spec.chunks:
-        bounds = torch.tensor(list(accumulate(spec.lengths, initial=0)), dtype=torch.int32)
         total = sum(-(-n // spec.chunk) for n in spec.lengths)
-        pair = chunk_layout(bounds, sum(spec.lengths), spec.chunk, rows=total + 2)
+        pair = chunk_layout(
+            bounds(make, spec.lengths).cpu(), sum(spec.lengths), spec.chunk, rows=total + 2
+        )
         given["chunk_indices"], given["chunk_offsets"] = (x.to(make.device) for x in pair)
     if spec.track:
         lengths = spec.lengths if not spec.batch else spec.lengths * spec.batch
@@ -184,55 +247,3 @@ def _chunk_extras(make: Maker, spec: Kda, shape: tuple[int, ...]) -> dict[str, A
         given["track_chunk_idx"] = make.tensor(wanted)
         given["track_state"] = make.randn(count, *shape, dtype=torch.float32)
     return given
-
-
-def kda_case(operator: str, model: str, spec: Kda) -> Case:
-    """A case of chunk_kda or fused_recurrent_kda."""
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        values = _tokens(make, spec)
-        _poison_rows(values, spec)
-        values |= _states(make, spec)
-        values |= {"scale": spec.scale, "use_qk_l2norm_in_kernel": bool(spec.l2norm)}
-        if spec.gate == "raw":
-            values |= gate_parameters(
-                make, spec.heads[1], spec.dims[0], spec.A_log, spec.dt_bias
-            ) | {"use_gate_in_kernel": True}
-        if spec.beta != "given":
-            values["use_beta_sigmoid_in_kernel"] = True
-            values["allow_neg_eigval"] = spec.beta == "doubled"
-        values |= {"lower_bound": spec.bound, "safe_gate": spec.safe}
-        if not spec.batch:
-            bounds = list(accumulate(spec.lengths, initial=0))
-            values["cu_seqlens"] = make.tensor(bounds, torch.int64 if spec.wide else torch.int32)
-            if spec.cpu_lengths:
-                values["cu_seqlens_cpu"] = torch.tensor(bounds)
-        if spec.out == "v":
-            values["out"] = values["v"]
-        elif spec.out:
-            like = values["v"]
-            new = torch.zeros(like.shape, dtype=DTYPES[spec.out], device=make.device)
-            values["out"] = lay(make, new, spec.out_lay)
-        slots = values.pop("slots", None)
-        k_dim, v_dim = spec.dims
-        shape = (spec.heads[1], *((v_dim, k_dim) if spec.v_first else (k_dim, v_dim)))
-        if operator == "chunk_kda":
-            return (
-                values
-                | ({} if slots is None else {"initial_state_indices": slots})
-                | _chunk_extras(make, spec, shape)
-            )
-        if slots is not None:
-            values["ssm_state_indices"] = slots
-        if spec.accepted:
-            count, columns = slots.reshape(len(slots), -1).shape
-            taken = {"none": [0] * count, "all": [columns] * count}.get(
-                spec.accepted, [n % (columns + 1) for n in range(count)]
-            )
-            for n, row in enumerate(slots.reshape(count, columns).tolist()):
-                if row[max(taken[n], 1) - 1] < 0:
-                    taken[n] = 1  # it starts from a slot that it has
-            values["num_accepted_tokens"] = make.tensor(taken)
-        return values | {"inplace_final_state": spec.in_place}
-
-    return Case(operator, model, describe(spec), inputs, edge=True)

@@ -5,27 +5,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
 
-from archkey.conformance.case import Case, Maker
+from archkey.conformance.case import Maker
 from archkey.conformance.cases.kda.values import (
     gate_parameters,
     pool_of,
     projections,
     raw_gate,
 )
-from archkey.conformance.cases.spec import DTYPES, describe, lay
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import bounds, lay
 from archkey.ops.kda_gate import chunk_layout
 
-__all__ = ["Gate", "Packed", "gate_case", "packed_case"]
+__all__ = ["Gate", "Packed"]
 
 
 @dataclass(frozen=True)
 class Packed:
     """A call of kda_packed_decode; fields as those of `kda.inputs.Kda`.
+
+    Rows without a slot are NaN, slots of nobody not finite.
 
     lay        of mixed_qkv, a and b; pool_lay, out_lay of the others
     """
@@ -51,10 +53,44 @@ class Packed:
     pool_lay: str = "packed"
     out_lay: str = "packed"
 
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        hv, (k_dim, v_dim), b = self.heads[1], self.dims, self.batch
+        how = ("small" if self.small else "unit") if self.l2norm else ""
+        mixed = projections(make, (b,), self.heads, self.dims, how)
+        gate = DTYPES[self.gate_dtype]
+        rows = [
+            mixed.to(DTYPES[self.dtype]),
+            raw_gate(make, (b, hv * k_dim), self.values, gate),
+            make.randn(b, hv, dtype=torch.float32).mul(2).to(gate),
+        ]
+        for x in rows:
+            x[list(self.skipped)] = float("nan")
+        slots = make.permutation(b + 2, torch.int64 if self.wide else torch.int32)[:b]
+        slots[:1] = b + 2  # the last one, which is far in a far pool
+        slots[list(self.skipped)] = -1
+        states = make.randn(b + 3, hv, v_dim, k_dim, dtype=DTYPES[self.state]) / 8
+        out = torch.zeros(b, 1, hv, v_dim, dtype=DTYPES[self.out], device=make.device)
+        mixed, a, beta = (lay(make, x, self.lay) for x in rows)
+        return {
+            "mixed_qkv": mixed,
+            "a": a,
+            "b": beta,
+            **gate_parameters(make, hv, k_dim, self.A_log, self.dt_bias),
+            "scale": self.scale,
+            "initial_state": lay(make, pool_of(make, states, slots), self.pool_lay),
+            "ssm_state_indices": slots[:, None] if self.column else slots,
+            "out": lay(make, out, self.out_lay),
+            "use_qk_l2norm_in_kernel": self.l2norm,
+            "lower_bound": self.bound,
+        }
+
 
 @dataclass(frozen=True)
 class Gate:
     """A call of kda_gate or, with chunks, of kda_gate_chunk_cumsum.
+
+    Rows past the last sequence are NaN.
 
     shape     of g, up to its heads and their width
     lengths   of packed sequences; () none
@@ -79,71 +115,27 @@ class Gate:
     chunks: bool = False
     wide: bool = False
 
-
-def packed_case(model: str, spec: Packed) -> Case:
-    """A case of kda_packed_decode. Rows without a slot are NaN, slots of nobody not finite."""
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        hv, (k_dim, v_dim), b = spec.heads[1], spec.dims, spec.batch
-        how = ("small" if spec.small else "unit") if spec.l2norm else ""
-        mixed = projections(make, (b,), spec.heads, spec.dims, how)
-        gate = DTYPES[spec.gate_dtype]
-        rows = [
-            mixed.to(DTYPES[spec.dtype]),
-            raw_gate(make, (b, hv * k_dim), spec.values, gate),
-            make.randn(b, hv, dtype=torch.float32).mul(2).to(gate),
-        ]
-        for x in rows:
-            x[list(spec.skipped)] = float("nan")
-        slots = make.permutation(b + 2, torch.int64 if spec.wide else torch.int32)[:b]
-        slots[:1] = b + 2  # the last one, which is far in a far pool
-        slots[list(spec.skipped)] = -1
-        states = make.randn(b + 3, hv, v_dim, k_dim, dtype=DTYPES[spec.state]) / 8
-        out = torch.zeros(b, 1, hv, v_dim, dtype=DTYPES[spec.out], device=make.device)
-        mixed, a, beta = (lay(make, x, spec.lay) for x in rows)
-        return {
-            "mixed_qkv": mixed,
-            "a": a,
-            "b": beta,
-            **gate_parameters(make, hv, k_dim, spec.A_log, spec.dt_bias),
-            "scale": spec.scale,
-            "initial_state": lay(make, pool_of(make, states, slots), spec.pool_lay),
-            "ssm_state_indices": slots[:, None] if spec.column else slots,
-            "out": lay(make, out, spec.out_lay),
-            "use_qk_l2norm_in_kernel": spec.l2norm,
-            "lower_bound": spec.bound,
-        }
-
-    return Case("kda_packed_decode", model, describe(spec), inputs, edge=True)
-
-
-def gate_case(model: str, spec: Gate) -> Case:
-    """A case of kda_gate or kda_gate_chunk_cumsum. Rows past the last sequence are NaN."""
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        g = raw_gate(make, (*spec.shape, spec.heads, spec.dim), spec.values, DTYPES[spec.dtype])
-        bounds = list(accumulate(spec.lengths, initial=0))
-        if spec.lengths:
-            g[:, bounds[-1] :] = float("nan")
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        g = raw_gate(make, (*self.shape, self.heads, self.dim), self.values, DTYPES[self.dtype])
+        if self.lengths:
+            g[:, sum(self.lengths) :] = float("nan")
         given: dict[str, Any] = {
-            "g": lay(make, g, spec.lay),
-            **gate_parameters(make, spec.heads, spec.dim, spec.A_log, spec.dt_bias),
-            "lower_bound": spec.bound,
+            "g": lay(make, g, self.lay),
+            **gate_parameters(make, self.heads, self.dim, self.A_log, self.dt_bias),
+            "lower_bound": self.bound,
         }
-        if spec.out == "buffer":
-            given["out"] = lay(make, torch.zeros_like(g, dtype=torch.float32), spec.out_lay)
-        elif spec.out:
-            given["output_dtype"] = DTYPES[spec.out]
-        if spec.chunk:
-            given |= {"chunk_size": spec.chunk, "unit": spec.unit}
-        if spec.lengths:
-            cu_seqlens = make.tensor(bounds, torch.int64 if spec.wide else torch.int32)
+        if self.out == "buffer":
+            given["out"] = lay(make, torch.zeros_like(g, dtype=torch.float32), self.out_lay)
+        elif self.out:
+            given["output_dtype"] = DTYPES[self.out]
+        if self.chunk:
+            given |= {"chunk_size": self.chunk, "unit": self.unit}
+        if self.lengths:
+            cu_seqlens = bounds(make, self.lengths, torch.int64 if self.wide else torch.int32)
             given["cu_seqlens"] = cu_seqlens
-            if spec.chunks:
-                rows = sum(-(-n // spec.chunk) for n in spec.lengths) + 2
-                pairs, _ = chunk_layout(cu_seqlens, spec.shape[1], spec.chunk, rows)
+            if self.chunks:
+                rows = sum(-(-n // self.chunk) for n in self.lengths) + 2
+                pairs, _ = chunk_layout(cu_seqlens, self.shape[1], self.chunk, rows)
                 given["chunk_indices"] = pairs
         return given
-
-    name = "kda_gate_chunk_cumsum" if spec.chunk else "kda_gate"
-    return Case(name, model, describe(spec), inputs, edge=True)

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import accumulate
 from typing import Any
 
 import torch
 
 from archkey.conformance.case import Case, Maker
+from archkey.conformance.cases.tensors import bounds
 
 __all__ = ["CASES"]
 
@@ -58,7 +58,7 @@ def _prefill(
         return {
             **_projections(make, sum(lengths) + padding, heads),
             **_pool(make, len(lengths), heads, state),
-            "cu_seqlens": make.tensor(list(accumulate(lengths, initial=0))),
+            "cu_seqlens": bounds(make, lengths),
             "lower_bound": lower_bound,
             "safe_gate": lower_bound is not None,
         }
@@ -170,7 +170,7 @@ def _gate_sums(lengths: list[int], heads: int, lower_bound: float | None, unit: 
     def inputs(make: Maker) -> Mapping[str, Any]:
         return {
             **_gate(sum(lengths), heads, lower_bound)(make),
-            "cu_seqlens": make.tensor(list(accumulate(lengths, initial=0))),
+            "cu_seqlens": bounds(make, lengths),
             "unit": unit,
         }
 

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.kda.inputs import Kda, kda_case
-from archkey.conformance.cases.kda.inputs_decode import Gate, Packed, gate_case, packed_case
+from archkey.conformance.cases.kda.inputs import ChunkKda, Kda, RecurrentKda
+from archkey.conformance.cases.kda.inputs_decode import Gate, Packed
+from archkey.conformance.cases.spec import randoms
 
 __all__ = ["strategy"]
 
@@ -23,14 +26,9 @@ _FLAG = st.booleans()
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of `operator`; `size` times as many tokens as an interpreter would take."""
-    if operator in ("chunk_kda", "fused_recurrent_kda"):
-        return _calls(operator, size).map(lambda spec: kda_case(operator, "", spec))
-    if operator == "kda_packed_decode":
-        return _packed(size).map(lambda spec: packed_case("", spec))
-    if operator in ("kda_gate", "kda_gate_chunk_cumsum"):
-        return _gates(operator != "kda_gate", size).map(lambda spec: gate_case("", spec))
-    return None
+    """Cases of `operator`, with `size` times as many tokens as an interpreter would take."""
+    make = _CALLS.get(operator)
+    return randoms(operator, make(size)) if make else None
 
 
 def _parameters(draw: st.DrawFn) -> dict[str, Any]:
@@ -110,7 +108,8 @@ def _calls(draw: st.DrawFn, operator: str, size: int) -> Kda:
     if operator == "chunk_kda":
         given |= {"chunk": draw(st.sampled_from((64, 32))), "track": draw(_FLAG), "h": draw(_FLAG)}
         given["chunks"] = "batch" not in given and draw(_FLAG)
-    return Kda(
+    kind = ChunkKda if operator == "chunk_kda" else RecurrentKda
+    return kind(
         heads=draw(_HEADS),
         dims=draw(_DIMS),
         dtype=draw(_DTYPES),
@@ -178,3 +177,12 @@ def _gates(draw: st.DrawFn, sums: bool, size: int) -> Gate:
         **parameters,
         **given,
     )
+
+
+_CALLS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
+    "chunk_kda": partial(_calls, "chunk_kda"),
+    "fused_recurrent_kda": partial(_calls, "fused_recurrent_kda"),
+    "kda_packed_decode": _packed,
+    "kda_gate": partial(_gates, False),
+    "kda_gate_chunk_cumsum": partial(_gates, True),
+}

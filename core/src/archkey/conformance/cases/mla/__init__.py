@@ -18,7 +18,7 @@ CASES = (*models.CASES, *edges.CASES)
 
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
-    """Random cases of `operator`. Needs hypothesis."""
+    """Random cases of `operator`; needs hypothesis, which is an optional dependency."""
     from archkey.conformance.cases.mla.strategies import strategy
 
     return strategy(operator, size)

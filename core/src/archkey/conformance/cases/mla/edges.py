@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any
 
-from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -170,14 +169,8 @@ _MERGE: tuple[tuple[str, Sequence[Merge]], ...] = (
 )
 
 
-def _cases(operator: str, table: Iterable[tuple[str, Sequence[Any]]]) -> Iterable[Case]:
-    for about, calls in table:
-        for call in calls:
-            yield Case(operator, about, describe(call), call, edge=True)
-
-
 CASES = (
-    *_cases("mla_decode", _DECODE),
-    *_cases("mla_prefill", _PREFILL),
-    *_cases("merge_attn_states", _MERGE),
+    *edges("mla_decode", _DECODE),
+    *edges("mla_prefill", _PREFILL),
+    *edges("merge_attn_states", _MERGE),
 )

@@ -17,25 +17,33 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import (
+from archkey.conformance.cases.mla.values import (
     DEEPSEEK_SCALE,
-    NO_PAGE,
+    paged_slots,
+    real_values,
+    stored,
+)
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import (
+    NOWHERE,
     bounds,
     dtype_of,
     empty,
     factor,
+    formed,
     head_major,
-    paged_slots,
     put,
-    real_values,
-    stored,
-    stretched,
+    spread,
 )
-from archkey.conformance.cases.spec import DTYPES
 
 __all__ = ["Decode", "Merge", "Prefill"]
 
 _GAIN = 40.0  # of queries over keys
+
+
+def _kind(call: Decode | Prefill, name: str) -> str:
+    """How a descale is passed, see `tensors.factor`."""
+    return "tensor" if name in call.tensors.split() else "number"
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class Decode:
         given: dict[str, Any] = {}
         if self.out:
             out = empty(make, *q.shape[:-1], self.head_dim_v, dtype=DTYPES[self.out])
-            given["out"] = make.far(out) if self.far == "out" else stretched(make, out, self.gap)
+            given["out"] = make.far(out) if self.far == "out" else spread(make, out, self.gap)
         if self.lse == "head-major":
             given["lse"] = head_major(make, rows, self.heads)
         elif self.far == "lse":
@@ -94,18 +102,17 @@ class Decode:
         if self.longest:
             room = max(self.kv_lens)
             given["max_seqlen_k"] = room if self.longest == "tight" else 2 * room + 100
-        form = {"3d": cache, "nhd": cache.unsqueeze(2), "hnd": cache.unsqueeze(1)}[self.form]
         return {
-            "q": make.far(q) if self.far == "q" else stretched(make, q, self.gap),
-            "kv_cache": form,
-            "block_table": stretched(make, table, self.gap),
+            "q": make.far(q) if self.far == "q" else spread(make, q, self.gap),
+            "kv_cache": formed(cache, self.form),
+            "block_table": spread(make, table, self.gap),
             "cache_seqlens": make.tensor(self.kv_lens),
             "softmax_scale": self.scale,
             "head_dim_v": self.head_dim_v,
             "causal": self.causal,
             "window_left": self.window,
-            "q_descale": factor(make, self.q_descale, "q" in self.tensors.split()),
-            "kv_descale": factor(make, self.kv_descale, "kv" in self.tensors.split()),
+            "q_descale": factor(make, self.q_descale, _kind(self, "q")),
+            "kv_descale": factor(make, self.kv_descale, _kind(self, "kv")),
             "return_lse": bool(self.lse),
             **ragged,
             **given,
@@ -123,13 +130,13 @@ class Decode:
         cache = empty(make, blocks * self.page, self.width, dtype=dtype)
         for b, (rows, queries) in enumerate(zip(slots, self._each(), strict=True)):
             first = max(0, len(rows) - 1 - self.window) if self.window >= 0 and queries else 0
-            table[b, : first // self.page] = NO_PAGE  # freed: the window has left them
+            table[b, : first // self.page] = NOWHERE  # freed: the window has left them
             keys = real_values(make, len(rows) - first, self.width) + (0.1 if self.level else 0)
             put(cache, rows[first:], stored(keys, dtype, self.kv_descale))
         cache = cache.view(blocks, self.page, self.width)
         if far:
             return table, make.far(cache, dim=1 if self.far == "kv_cache tokens" else 0)
-        return table, stretched(make, cache, self.gap)
+        return table, spread(make, cache, self.gap)
 
     def _queries(self, make: Maker) -> tuple[torch.Tensor, dict[str, Any]]:
         """Queries, and what makes them ragged."""
@@ -209,7 +216,7 @@ class Prefill:
             "causal": self.causal,
             "return_lse": bool(self.lse),
             **{
-                f"{name}_descale": factor(make, descale, name in self.tensors.split())
+                f"{name}_descale": factor(make, descale, _kind(self, name))
                 for name, descale in zip("qkv", self._descales(), strict=True)
             },
             **given,
@@ -224,7 +231,7 @@ class Prefill:
             return make.far(tensor, dim=1 if self.far.endswith(" heads") else 0)
         if self.projection and name in "kv":
             return tensor  # its strides are those of the projection
-        return stretched(make, tensor, self.gap)
+        return spread(make, tensor, self.gap)
 
     def _keys(self, make: Maker) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values."""
@@ -298,4 +305,4 @@ class Merge:
             return make.far(tensor)
         if name.startswith("lse"):
             return tensor.T.contiguous().T if self.layout == "head-major" else tensor
-        return stretched(make, tensor, self.gap)
+        return spread(make, tensor, self.gap)

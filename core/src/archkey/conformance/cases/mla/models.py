@@ -7,7 +7,7 @@ from math import inf
 
 from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.mla.tensors import GLM_SCALE
+from archkey.conformance.cases.mla.values import GLM_SCALE
 
 __all__ = ["CASES"]
 

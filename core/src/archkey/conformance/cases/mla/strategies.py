@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.mla.tensors import DEEPSEEK_SCALE, GLM_SCALE
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.mla.values import DEEPSEEK_SCALE, GLM_SCALE
+from archkey.conformance.cases.spec import randoms
 
-__all__ = ["calls", "descale", "gap", "heads", "strategy"]
+__all__ = ["gap", "heads", "strategy"]
 
 _WIDTHS = ((192, 128), (256, 256), (128, 128))
 _PAGES = (16, 1, 32, 64, 128)
@@ -26,19 +26,14 @@ _LSES = (0.0, 4.0, -4.0, 90.0, -90.0, -inf, inf)
 # The plain choice comes first everywhere: that is where hypothesis shrinks to.
 heads = st.sampled_from((16, 1, 2, 3, 8, 9, 12, 32, 63, 64, 126, 128))
 gap = st.sampled_from((0, 16, 3, 5))
-descale = st.sampled_from((None, 0.37, 2.0, 0.083))
+_descale = st.sampled_from((None, 0.37, 2.0, 0.083))
 _scale = st.sampled_from((DEEPSEEK_SCALE, GLM_SCALE, 0.03))
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of one operator; None if it is of another family."""
+    """Cases of `operator`, with sequences `size` times as long as an interpreter would take."""
     make = _CALLS.get(operator)
-    return calls(operator, make(size)) if make else None
-
-
-def calls(operator: str, drawn: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
-    """A case for each call that is drawn."""
-    return drawn.map(lambda call: Case(operator, "random", describe(call), call))
+    return randoms(operator, make(size)) if make else None
 
 
 def _names(*names: str) -> st.SearchStrategy[str]:
@@ -68,8 +63,8 @@ def _decode(draw: st.DrawFn, size: int) -> Decode:
         head_dim_v=draw(st.sampled_from((512, 256, 100, 17, width))),
         dtype=(dtype := draw(st.sampled_from(_DTYPES))),
         cache=draw(st.sampled_from(("", "fp8"))) if dtype != "fp8" else "",
-        q_descale=draw(descale),
-        kv_descale=draw(descale),
+        q_descale=draw(_descale),
+        kv_descale=draw(_descale),
         tensors=draw(_names("q", "kv")),
         causal=draw(st.booleans().map(lambda drawn: not drawn)),
         window=window,
@@ -100,9 +95,9 @@ def _prefill(draw: st.DrawFn, size: int) -> Prefill:
         widths=draw(st.sampled_from(_WIDTHS)),
         kv_heads=kv_heads if group > 1 else 0,
         dtype=draw(st.sampled_from(_DTYPES)),
-        q_descale=draw(descale),
-        k_descale=draw(descale),
-        v_descale=draw(descale),
+        q_descale=draw(_descale),
+        k_descale=draw(_descale),
+        v_descale=draw(_descale),
         tensors=draw(_names("q", "k", "v")),
         causal=draw(st.booleans().map(lambda drawn: not drawn)),
         projection=draw(st.booleans()),

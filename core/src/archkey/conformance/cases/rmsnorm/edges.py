@@ -5,14 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from archkey.conformance.cases.rmsnorm.inputs import (
-    CASTS_TO_0_7,
-    Norm,
-    QkNorm,
-    add_case,
-    norm_case,
-    qk_case,
-)
+from archkey.conformance.cases.rmsnorm.inputs import CASTS_TO_0_7, AddNorm, Norm, QkNorm
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -117,14 +111,14 @@ _NORM: Rows = (
         "squares past the range of float16",
         {"tokens": 3, "width": 512, "dtype": "fp16", "values": "large"},
     ),
-    ("rows past element 2^31", {"tokens": 3, "width": 512, "lay": "far0"}),
+    ("far rows", {"tokens": 3, "width": 512, "lay": "far0"}),
     (
-        "rows of out past element 2^31",
+        "far out",
         {"tokens": 3, "width": 512, "out": "bf16", "out_lay": "far0"},
     ),
-    ("in place past element 2^31", {"tokens": 2, "width": 512, "lay": "far0", "out": "x"}),
+    ("far rows in place", {"tokens": 2, "width": 512, "lay": "far0", "out": "x"}),
     *(
-        ("heads past element 2^31", {"tokens": 2, "width": 128, "heads": 3, **more})
+        ("far heads", {"tokens": 2, "width": 128, "heads": 3, **more})
         for more in ({"lay": "far1"}, {"out": "bf16", "out_lay": "far1"})
     ),
 )
@@ -176,14 +170,14 @@ _ADD: Rows = (
     ),
     ("residual heads apart", {"tokens": 3, "width": 128, "heads": 3, "residual_lay": "heads"}),
     *(
-        ("rows past element 2^31", {"tokens": 2, "width": 512, **more})
+        ("far rows", {"tokens": 2, "width": 512, **more})
         for more in (
             {"lay": "far0"},
             {"residual_lay": "far0"},
             {"out": "bf16", "residual_out": "new", "out_lay": "far0"},
         )
     ),
-    ("heads past element 2^31", {"tokens": 2, "width": 128, "heads": 3, "residual_lay": "far1"}),
+    ("far heads", {"tokens": 2, "width": 128, "heads": 3, "residual_lay": "far1"}),
 )
 
 _QK: Rows = (
@@ -277,16 +271,16 @@ _QK: Rows = (
     ("rows of zeros", {"tokens": 5, "q": (0, 512), "k": (0, 128), "values": "zero rows"}),
     ("no rows", {"tokens": 0, "q": (0, 512), "k": (0, 128)}),
     ("no rows", {"tokens": 0, "q": (0, 0), "k": (0, 128)}),
-    ("rows past element 2^31", {"tokens": 2, "q": (0, 512), "k": (0, 128), "lay": "far0"}),
-    ("rows past element 2^31", {"tokens": 2, "q": (0, 0), "k": (0, 128), "lay": "far0"}),
+    ("far rows", {"tokens": 2, "q": (0, 512), "k": (0, 128), "lay": "far0"}),
+    ("far rows", {"tokens": 2, "q": (0, 0), "k": (0, 128), "lay": "far0"}),
     (
-        "rows of out past element 2^31",
+        "far out",
         {"tokens": 2, "q": (0, 512), "k": (0, 128), "out": "bf16", "out_lay": "far0"},
     ),
 )
 
 CASES = (
-    *(norm_case(model, Norm(**fields)) for model, fields in _NORM),
-    *(add_case(model, Norm(**fields)) for model, fields in _ADD),
-    *(qk_case(model, QkNorm(**fields)) for model, fields in _QK),
+    *edges("rmsnorm", ((about, (Norm(**fields),)) for about, fields in _NORM)),
+    *edges("fused_add_rmsnorm", ((about, (AddNorm(**fields),)) for about, fields in _ADD)),
+    *edges("fused_qk_rmsnorm", ((about, (QkNorm(**fields),)) for about, fields in _QK)),
 )

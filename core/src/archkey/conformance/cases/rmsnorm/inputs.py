@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from archkey.conformance.case import Case, Maker
-from archkey.conformance.cases.spec import DTYPES, describe, lay
+from archkey.conformance.case import Maker
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import lay
 
-__all__ = ["CASTS_TO_0_7", "Norm", "QkNorm", "add_case", "norm_case", "qk_case", "values"]
+__all__ = ["CASTS_TO_0_7", "AddNorm", "Norm", "QkNorm", "values"]
 
 CASTS_TO_0_7 = 1 / 0.49 - 1
 """With |x| = 1 and this eps, x * rstd is 0.7: in bfloat16 0.6992, in float16 0.7002, and no sum in
@@ -21,14 +22,14 @@ another order comes near a tie of either."""
 
 @dataclass(frozen=True)
 class Norm:
-    """A call of rmsnorm or fused_add_rmsnorm.
+    """A call of rmsnorm.
 
     heads          0: `[T, N]`
-    lay, out_lay   of x and of a new out, see `archkey.conformance.cases.spec.lay`
+    lay, out_lay   of x and of a new out, see `tensors.lay`
     out            "" the operator's default, "x", "residual", or the dtype of a new tensor
     weight         dtype of the weight; "" x's
-    residual, residual_lay   dtype ("" x's) and layout
-    residual_out   "" the operator's default, "x", or "new"
+    residual, residual_lay   of fused_add_rmsnorm: dtype ("" x's) and layout
+    residual_out   of fused_add_rmsnorm: "" the operator's default, "x", or "new"
     """
 
     tokens: int
@@ -46,6 +47,44 @@ class Norm:
     bias: float = 0.0
     cast: bool = False
     values: str = "normal"
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        shape = (self.tokens, *((self.heads,) if self.heads else ()), self.width)
+        x = lay(make, values(make, shape, DTYPES[self.dtype], self.values), self.lay)
+        given = {
+            "x": x,
+            "weight": _weight(make, self.width, self.weight or self.dtype, self.bias),
+            "eps": self.eps,
+            "weight_bias": self.bias,
+            "cast_before_weight": self.cast,
+        }
+        if self.out in DTYPES:
+            given["out"] = _new(make, shape, self.out, self.out_lay)
+        elif self.out == "x":
+            given["out"] = x
+        return given
+
+
+@dataclass(frozen=True)
+class AddNorm(Norm):
+    """A call of fused_add_rmsnorm."""
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        given = dict(super().__call__(make))
+        x, dtype = given["x"], self.residual or self.dtype
+        added = values(make, tuple(x.shape), DTYPES[dtype], self.values)
+        if self.values == "signs":  # the sum has them
+            added.zero_()
+        given["residual"] = lay(make, added, self.residual_lay)
+        if self.out == "residual":
+            given["out"] = given["residual"]
+        if self.residual_out == "x":
+            given["residual_out"] = x
+        elif self.residual_out == "new":
+            given["residual_out"] = _new(make, tuple(x.shape), dtype, self.out_lay)
+        return given
 
 
 @dataclass(frozen=True)
@@ -73,6 +112,41 @@ class QkNorm:
     bias: float = 0.0
     cast: bool = False
     values: str = "normal"
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        dtype, weight = DTYPES[self.dtype], self.weight or self.dtype
+        shapes = [
+            (self.tokens, *((heads,) if heads else ()), width) for heads, width in (self.q, self.k)
+        ]
+        both = self.q[1] > 0
+        if self.row:
+            wide = [max(heads, 1) * width for heads, width in (self.q, self.k)]
+            row = values(make, (self.tokens, sum(wide) + self.rope), dtype, self.values)
+            halves = row.split([*wide, self.rope], dim=1)[:2]
+            q, k = (half.unflatten(1, s[1:]) for half, s in zip(halves, shapes, strict=True))
+        else:
+            q, k = (
+                lay(make, values(make, s, dtype, self.values), self.lay) if s[-1] else None
+                for s in shapes
+            )
+        given = {
+            "q": q if both else None,
+            "q_weight": _weight(make, self.q[1], weight, self.bias) if both else None,
+            "q_eps": self.q_eps if both else None,
+            "k": k,
+            "k_weight": _weight(make, self.k[1], weight, self.bias),
+            "k_eps": self.k_eps,
+            "weight_bias": self.bias,
+            "cast_before_weight": self.cast,
+        }
+        if self.out == "in place":
+            given |= {"k_out": k} | ({"q_out": q} if both else {})
+        elif self.out:
+            for name, shape in zip(("q_out", "k_out"), shapes, strict=True):
+                if shape[-1]:
+                    given[name] = _new(make, shape, self.out, self.out_lay)
+        return given
 
 
 def values(make: Maker, shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> torch.Tensor:
@@ -112,86 +186,3 @@ def _weight(make: Maker, width: int, dtype: str, bias: float) -> torch.Tensor:
 
 def _new(make: Maker, shape: tuple[int, ...], dtype: str, layout: str) -> torch.Tensor:
     return lay(make, torch.zeros(shape, dtype=DTYPES[dtype], device=make.device), layout)
-
-
-def _norm(make: Maker, spec: Norm) -> dict[str, Any]:
-    shape = (spec.tokens, *((spec.heads,) if spec.heads else ()), spec.width)
-    x = lay(make, values(make, shape, DTYPES[spec.dtype], spec.values), spec.lay)
-    given = {
-        "x": x,
-        "weight": _weight(make, spec.width, spec.weight or spec.dtype, spec.bias),
-        "eps": spec.eps,
-        "weight_bias": spec.bias,
-        "cast_before_weight": spec.cast,
-    }
-    if spec.out in DTYPES:
-        given["out"] = _new(make, shape, spec.out, spec.out_lay)
-    elif spec.out == "x":
-        given["out"] = x
-    return given
-
-
-def norm_case(model: str, spec: Norm) -> Case:
-    """A case of rmsnorm."""
-    return Case("rmsnorm", model, describe(spec), lambda make: _norm(make, spec), edge=True)
-
-
-def add_case(model: str, spec: Norm) -> Case:
-    """A case of fused_add_rmsnorm."""
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        given = _norm(make, spec)
-        x, dtype = given["x"], spec.residual or spec.dtype
-        added = values(make, tuple(x.shape), DTYPES[dtype], spec.values)
-        if spec.values == "signs":  # the sum has them
-            added.zero_()
-        given["residual"] = lay(make, added, spec.residual_lay)
-        if spec.out == "residual":
-            given["out"] = given["residual"]
-        if spec.residual_out == "x":
-            given["residual_out"] = x
-        elif spec.residual_out == "new":
-            given["residual_out"] = _new(make, tuple(x.shape), dtype, spec.out_lay)
-        return given
-
-    return Case("fused_add_rmsnorm", model, describe(spec), inputs, edge=True)
-
-
-def qk_case(model: str, spec: QkNorm) -> Case:
-    """A case of fused_qk_rmsnorm."""
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        dtype, weight = DTYPES[spec.dtype], spec.weight or spec.dtype
-        shapes = [
-            (spec.tokens, *((heads,) if heads else ()), width) for heads, width in (spec.q, spec.k)
-        ]
-        both = spec.q[1] > 0
-        if spec.row:
-            wide = [max(heads, 1) * width for heads, width in (spec.q, spec.k)]
-            row = values(make, (spec.tokens, sum(wide) + spec.rope), dtype, spec.values)
-            halves = row.split([*wide, spec.rope], dim=1)[:2]
-            q, k = (half.unflatten(1, s[1:]) for half, s in zip(halves, shapes, strict=True))
-        else:
-            q, k = (
-                lay(make, values(make, s, dtype, spec.values), spec.lay) if s[-1] else None
-                for s in shapes
-            )
-        given = {
-            "q": q if both else None,
-            "q_weight": _weight(make, spec.q[1], weight, spec.bias) if both else None,
-            "q_eps": spec.q_eps if both else None,
-            "k": k,
-            "k_weight": _weight(make, spec.k[1], weight, spec.bias),
-            "k_eps": spec.k_eps,
-            "weight_bias": spec.bias,
-            "cast_before_weight": spec.cast,
-        }
-        if spec.out == "in place":
-            given |= {"k_out": k} | ({"q_out": q} if both else {})
-        elif spec.out:
-            for name, shape in zip(("q_out", "k_out"), shapes, strict=True):
-                if shape[-1]:
-                    given[name] = _new(make, shape, spec.out, spec.out_lay)
-        return given
-
-    return Case("fused_qk_rmsnorm", model, describe(spec), inputs, edge=True)

@@ -3,19 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.rmsnorm.inputs import (
-    CASTS_TO_0_7,
-    Norm,
-    QkNorm,
-    add_case,
-    norm_case,
-    qk_case,
-)
+from archkey.conformance.cases.rmsnorm.inputs import CASTS_TO_0_7, AddNorm, Norm, QkNorm
+from archkey.conformance.cases.spec import randoms
 
 __all__ = ["dtypes", "layouts", "strategy", "tokens", "widths"]
 
@@ -25,14 +20,9 @@ _MODELS = (128, 512, 1536, 2304, 4096, 6144, 7168, 18432)
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of `operator`; `size` times as many rows as an interpreter would take."""
-    if operator == "rmsnorm":
-        return _norms(size).map(lambda spec: norm_case("", spec))
-    if operator == "fused_add_rmsnorm":
-        return _adds(size).map(lambda spec: add_case("", spec))
-    if operator == "fused_qk_rmsnorm":
-        return _qks(size).map(lambda spec: qk_case("", spec))
-    return None
+    """Cases of `operator`, with `size` times as many rows as an interpreter would take."""
+    make = _CALLS.get(operator)
+    return randoms(operator, make(size)) if make else None
 
 
 def tokens(size: int) -> st.SearchStrategy[int]:
@@ -76,13 +66,13 @@ def _norms(draw: st.DrawFn, size: int) -> Norm:
 
 
 @st.composite
-def _adds(draw: st.DrawFn, size: int) -> Norm:
+def _adds(draw: st.DrawFn, size: int) -> AddNorm:
     heads, dtype = draw(st.integers(0, 4)), draw(dtypes)
     out = draw(st.sampled_from(("", "x", "residual")) | dtypes)
     # Two outputs never share memory, and the sum has the residual's dtype.
     sums = {"": ("", "new"), "x": ("", "new"), "residual": ("new", "x")}.get(out, ("", "new", "x"))
     residual_out = draw(st.sampled_from(sums))
-    return Norm(
+    return AddNorm(
         draw(tokens(size)),
         draw(widths()),
         heads,
@@ -121,3 +111,10 @@ def _qks(draw: st.DrawFn, size: int) -> QkNorm:
         draw(st.sampled_from((0.0, 1.0))),
         **{name: value for name, value in numbers.items() if name != "eps"},
     )
+
+
+_CALLS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
+    "rmsnorm": _norms,
+    "fused_add_rmsnorm": _adds,
+    "fused_qk_rmsnorm": _qks,
+}

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from archkey.conformance.cases.rmsnorm_quant.inputs import EXACT, Quant, quant_case
+from archkey.conformance.cases.rmsnorm_quant.inputs import EXACT, Quant
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -98,7 +99,7 @@ _EVERY: Rows = (
         for dtype, weight in (("fp16", "fp32"), ("fp32", "bf16"))
     ),
     *(
-        ("rows past element 2^31", _ROWS | {"tokens": 2} | kind | more)
+        ("far rows", _ROWS | {"tokens": 2} | kind | more)
         for kind in _PLAIN
         for more in (
             {"lay": "far0"},
@@ -127,7 +128,7 @@ _SPECIAL: Rows = (
     ),
     *(
         (
-            "scales past element 2^31",
+            "far scales",
             _ROWS | {"quant": "fp8_group", "layout": layout, "given": True, "scale_lay": "far0"},
         )
         for layout in ("row", "col")
@@ -220,4 +221,6 @@ _SPECIAL: Rows = (
     ),
 )
 
-CASES = tuple(quant_case(model, Quant(**fields)) for model, fields in (*_EVERY, *_SPECIAL))
+CASES = tuple(
+    edges("rmsnorm_quant", ((about, (Quant(**fields),)) for about, fields in (*_EVERY, *_SPECIAL)))
+)

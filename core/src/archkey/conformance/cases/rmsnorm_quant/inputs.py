@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from archkey.conformance.case import Case, Maker
+from archkey.conformance.case import Maker
 from archkey.conformance.cases.rmsnorm.inputs import values
-from archkey.conformance.cases.spec import DTYPES, describe, lay
+from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import lay
 from archkey.ops._rmsnorm_quant_kinds import KINDS, scale_shape
 
-__all__ = ["EXACT", "Quant", "quant_case"]
+__all__ = ["EXACT", "Quant"]
 
 EXACT: Mapping[str, Any] = {"values": "exact", "weight": "bf16", "eps": 0.25}
 """With these, y is plus or minus the weight, or 0 in every fourth column, and nothing is rounded on
@@ -62,6 +63,50 @@ class Quant:
     given: bool = False
     out_lay: str = "packed"
     scale_lay: str = "packed"
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        kind = KINDS[self.quant]
+        group = {"fp8_group": self.group, "fp8_token": self.width}.get(self.quant, kind.block)
+        shape = (self.tokens, *((self.heads,) if self.heads else ()), self.width)
+
+        def new(dtype: torch.dtype, shape: tuple[int, ...] = shape) -> torch.Tensor:
+            return lay(make, torch.zeros(shape, dtype=dtype, device=make.device), self.out_lay)
+
+        x = lay(make, _x(make, shape, self), self.lay)
+        given: dict[str, Any] = {
+            "x": x,
+            "weight": _weight(make, self, kind.block or self.group),
+            "eps": self.eps,
+            "quant": self.quant,
+            "scale_layout": self.layout,
+            "weight_bias": self.bias,
+            **_scale(make, self),
+        }
+        if self.quant == "fp8_group":
+            given["group_size"] = self.group
+        if self.mode:
+            given["scale_mode"] = self.mode
+        if self.residual:
+            added = values(make, shape, DTYPES[self.residual], "normal")
+            given["residual"] = lay(make, added, "packed" if self.lay == "repeated" else self.lay)
+        if self.residual_out:
+            given["residual_out"] = x if self.residual_out == "x" else new(DTYPES[self.residual])
+        if self.y:
+            given["unquantized_out"] = x if self.y == "x" else new(DTYPES[self.y])
+        if self.x2[1]:
+            heads, width = self.x2
+            x2_shape = (self.tokens, *((heads,) if heads else ()), width)
+            x2 = lay(make, values(make, x2_shape, DTYPES[self.dtype], "tiny"), self.lay)
+            w2 = make.randn(width, dtype=DTYPES[self.weight or self.dtype])
+            given |= {"x2": x2, "x2_weight": w2 + 1, "x2_eps": self.x2_eps}
+            if self.x2_out:
+                given["x2_out"] = x2 if self.x2_out == "x2" else new(DTYPES[self.x2_out], x2_shape)
+        if self.given:
+            codes = (*shape[:-1], shape[-1] // 2) if kind.packed else shape
+            given["out"] = new(torch.uint8 if kind.packed else make.fp8, codes)
+            given["out_scale"] = _out_scale(make, self, shape, group)
+        return given
 
 
 def _ties(make: Maker) -> list[float]:
@@ -148,52 +193,3 @@ def _out_scale(make: Maker, spec: Quant, shape: tuple[int, ...], group: int) -> 
         return columns.movedim(0, -1)
     room = torch.zeros(size, dtype=getattr(torch, name), device=make.device)
     return lay(make, room, spec.scale_lay if spec.layout == "row" else "packed")
-
-
-def quant_case(model: str, spec: Quant) -> Case:
-    """A case of rmsnorm_quant."""
-    kind = KINDS[spec.quant]
-    group = {"fp8_group": spec.group, "fp8_token": spec.width}.get(spec.quant, kind.block)
-
-    def inputs(make: Maker) -> Mapping[str, Any]:
-        shape = (spec.tokens, *((spec.heads,) if spec.heads else ()), spec.width)
-
-        def new(dtype: torch.dtype, shape: tuple[int, ...] = shape) -> torch.Tensor:
-            return lay(make, torch.zeros(shape, dtype=dtype, device=make.device), spec.out_lay)
-
-        x = lay(make, _x(make, shape, spec), spec.lay)
-        given: dict[str, Any] = {
-            "x": x,
-            "weight": _weight(make, spec, kind.block or spec.group),
-            "eps": spec.eps,
-            "quant": spec.quant,
-            "scale_layout": spec.layout,
-            "weight_bias": spec.bias,
-            **_scale(make, spec),
-        }
-        if spec.quant == "fp8_group":
-            given["group_size"] = spec.group
-        if spec.mode:
-            given["scale_mode"] = spec.mode
-        if spec.residual:
-            added = values(make, shape, DTYPES[spec.residual], "normal")
-            given["residual"] = lay(make, added, "packed" if spec.lay == "repeated" else spec.lay)
-        if spec.residual_out:
-            given["residual_out"] = x if spec.residual_out == "x" else new(DTYPES[spec.residual])
-        if spec.y:
-            given["unquantized_out"] = x if spec.y == "x" else new(DTYPES[spec.y])
-        if spec.x2[1]:
-            heads, width = spec.x2
-            x2_shape = (spec.tokens, *((heads,) if heads else ()), width)
-            x2 = lay(make, values(make, x2_shape, DTYPES[spec.dtype], "tiny"), spec.lay)
-            w2 = make.randn(width, dtype=DTYPES[spec.weight or spec.dtype])
-            given |= {"x2": x2, "x2_weight": w2 + 1, "x2_eps": spec.x2_eps}
-            if spec.x2_out:
-                given["x2_out"] = x2 if spec.x2_out == "x2" else new(DTYPES[spec.x2_out], x2_shape)
-        if spec.given:
-            codes = (*shape[:-1], shape[-1] // 2) if kind.packed else shape
-            given["out"] = new(torch.uint8 if kind.packed else make.fp8, codes)
-            given["out_scale"] = _out_scale(make, spec, shape, group)
-        return given
-
-    return Case("rmsnorm_quant", model, describe(spec), inputs, edge=True)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
 from archkey.conformance.cases.rmsnorm.strategies import dtypes, layouts, tokens
-from archkey.conformance.cases.rmsnorm_quant.inputs import Quant, quant_case
+from archkey.conformance.cases.rmsnorm_quant.inputs import Quant
+from archkey.conformance.cases.spec import randoms
 from archkey.ops._rmsnorm_quant_kinds import KINDS, TILES
 
 __all__ = ["strategy"]
@@ -19,10 +20,8 @@ _VALUES = st.sampled_from(("normal", "shifted", "zero rows"))
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of rmsnorm_quant; `size` times as many rows as an interpreter would take."""
-    if operator != "rmsnorm_quant":
-        return None
-    return _calls(size).map(lambda spec: quant_case("", spec))
+    """Cases of `operator`, with `size` times as many rows as an interpreter would take."""
+    return randoms(operator, _calls(size)) if operator == "rmsnorm_quant" else None
 
 
 def _width(draw: st.DrawFn, quant: str) -> tuple[int, int]:

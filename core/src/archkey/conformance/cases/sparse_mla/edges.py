@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from archkey.conformance.case import Case
 from archkey.conformance.cases.sparse_mla.inputs import SparseDecode, SparsePrefill
 from archkey.conformance.cases.sparse_mla.rows import Dequantize, Logical, Quantize
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
 
@@ -192,16 +191,10 @@ _LOGICAL: tuple[tuple[str, Sequence[Logical]], ...] = (
 )
 
 
-def _cases(operator: str, table: Iterable[tuple[str, Sequence[Any]]]) -> Iterable[Case]:
-    for about, calls in table:
-        for call in calls:
-            yield Case(operator, about, describe(call), call, edge=True)
-
-
 CASES = (
-    *_cases("sparse_mla_prefill", _PREFILL),
-    *_cases("sparse_mla_decode", _DECODE),
-    *_cases("quantize_sparse_kv", _QUANTIZE),
-    *_cases("dequantize_sparse_kv", _DEQUANTIZE),
-    *_cases("logical_to_physical_indices", _LOGICAL),
+    *edges("sparse_mla_prefill", _PREFILL),
+    *edges("sparse_mla_decode", _DECODE),
+    *edges("quantize_sparse_kv", _QUANTIZE),
+    *edges("dequantize_sparse_kv", _DEQUANTIZE),
+    *edges("logical_to_physical_indices", _LOGICAL),
 )

@@ -10,13 +10,7 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import (
-    DEEPSEEK_SCALE,
-    empty,
-    head_major,
-    real_values,
-    stretched,
-)
+from archkey.conformance.cases.mla.values import DEEPSEEK_SCALE, real_values
 from archkey.conformance.cases.sparse_mla.pools import (
     Pool,
     flavoured,
@@ -25,6 +19,7 @@ from archkey.conformance.cases.sparse_mla.pools import (
     sinks,
 )
 from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.tensors import empty, formed, head_major, spread
 
 __all__ = ["SparseDecode", "SparsePrefill"]
 
@@ -35,7 +30,7 @@ _PACKED_GAIN = 6.0
 
 def _laid(make: Maker, call: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` with the strides that the call gives it."""
-    return make.far(tensor) if call.far == name else stretched(make, tensor, call.gap)
+    return make.far(tensor) if call.far == name else spread(make, tensor, call.gap)
 
 
 def _queries(make: Maker, call: Any, *lead: int) -> torch.Tensor:
@@ -185,5 +180,4 @@ class SparseDecode:
         lists = index_lists(make, slots, rows, k, self.lists, blocks * page)
         count = {"": 0, "batch": self.batch, "row": rows}[length]
         limits = lengths(make, count, lists) if count else None
-        form = {"3d": cache, "nhd": cache.unsqueeze(2), "hnd": cache.unsqueeze(1)}[self.form]
-        return form, lists.view(self.batch, self.q_len, k), limits
+        return formed(cache, self.form), lists.view(self.batch, self.q_len, k), limits

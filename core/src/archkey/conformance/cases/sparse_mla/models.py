@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.tensors import GLM_SCALE
+from archkey.conformance.cases.mla.values import GLM_SCALE
 from archkey.conformance.cases.sparse_mla.inputs import SparseDecode, SparsePrefill
 from archkey.conformance.cases.sparse_mla.rows import Dequantize, Logical, Quantize
 

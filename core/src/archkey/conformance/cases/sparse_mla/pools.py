@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import empty, small, stretched
+from archkey.conformance.cases.mla.values import small
+from archkey.conformance.cases.tensors import empty, spread
 from archkey.formats.sparse_kv import PackedKV, empty_cache, packed, store
 
 __all__ = ["FORMATS", "Pool", "flavoured", "index_lists", "latents", "lengths", "placed", "sinks"]
@@ -77,7 +78,7 @@ class Pool:
             cache = empty(make, capacity, self.width, dtype=torch.bfloat16)
             cache[slots] = small(make, len(slots), self.width)
             cache = cache.view(self.blocks, self.page, self.width)
-            return make.far(cache) if self.far else stretched(make, cache, self.gap), slots
+            return make.far(cache) if self.far else spread(make, cache, self.gap), slots
         layout = packed(flavoured(make, self.kv_format))
         cache = empty_cache(layout, self.blocks, self.page, device=make.device).fill_(0xFF)
         rows = latents(make, len(slots), layout)

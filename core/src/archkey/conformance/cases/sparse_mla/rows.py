@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from archkey.conformance.case import Maker
-from archkey.conformance.cases.mla.tensors import empty, paged_slots, stretched
+from archkey.conformance.cases.mla.values import paged_slots
 from archkey.conformance.cases.sparse_mla.pools import Pool, flavoured, latents, placed
-from archkey.conformance.cases.spec import DTYPES
+from archkey.conformance.cases.spec import DTYPES, INTEGERS
+from archkey.conformance.cases.tensors import empty, formed, spread
 from archkey.formats.sparse_kv import PackedKV, empty_cache, packed
 
 __all__ = ["Dequantize", "Logical", "Quantize"]
-
-_SLOT_DTYPES = {"int32": torch.int32, "int64": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Quantize:
             # Nobody writes slot 0: who takes -1 for it is found out.
             inside = 1 + make.permutation(capacity - 1)[: self.tokens - len(outside)]
             parts = inside[:1], make.tensor(outside), inside[1:]
-            slots = torch.cat(parts).to(_SLOT_DTYPES[self.slots])
+            slots = torch.cat(parts).to(INTEGERS[self.slots])
             call["slot_mapping"] = slots
         if self.out:
             call["out"] = self._cache(make, layout)
@@ -75,7 +74,7 @@ class Quantize:
             cache = placed(cache, layout, far=self.far == "out")
         dtypes = {"uint8": torch.uint8, "int8": torch.int8, "fp8": make.fp8}
         cache = cache.view(dtypes[self.out])
-        return {"3d": cache, "nhd": cache.unsqueeze(2), "hnd": cache.unsqueeze(1)}[self.form]
+        return formed(cache, self.form)
 
     def _rows(self, make: Maker, layout: PackedKV) -> tuple[torch.Tensor, torch.Tensor | None]:
         latent, rope = latents(make, self.tokens, layout)
@@ -98,7 +97,7 @@ class Quantize:
     def _laid(self, make: Maker, name: str, rows: torch.Tensor) -> torch.Tensor:
         if self.paged:
             rows = rows.view(self.blocks, self.page, -1)
-        return make.far(rows) if self.far == name else stretched(make, rows, self.gap)
+        return make.far(rows) if self.far == name else spread(make, rows, self.gap)
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,12 @@ class Dequantize:
             slots[0] = capacity - 1
             outside = make.tensor([-1, capacity, -(2**31), 2**31 - 1], torch.int64)
             slots[1:5] = outside[: self.tokens - 1]
-            call["slot_mapping"] = slots.to(_SLOT_DTYPES[self.slots])
+            call["slot_mapping"] = slots.to(INTEGERS[self.slots])
         if self.out:
             lead = (self.tokens,) if self.slots else (self.blocks, self.page)
             width = packed(name).head_dim
             call["out"] = empty(make, *lead, width, dtype=DTYPES[self.out])
-        form = {"3d": cache, "nhd": cache.unsqueeze(2), "hnd": cache.unsqueeze(1)}[self.form]
-        return {"kv_cache": form, "format": name, **call}
+        return {"kv_cache": formed(cache, self.form), "format": name, **call}
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Logical:
         if self.gap or self.far == "out":
             call["out"] = empty(make, *indices.shape, dtype=torch.int32)
         laid = {
-            name: make.far(tensor) if self.far == name else stretched(make, tensor, self.gap)
+            name: make.far(tensor) if self.far == name else spread(make, tensor, self.gap)
             for name, tensor in call.items()
         }
         return {**laid, "page_size": self.page}

@@ -9,10 +9,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.strategies import calls, gap, heads
-from archkey.conformance.cases.mla.tensors import DEEPSEEK_SCALE, GLM_SCALE
+from archkey.conformance.cases.mla.strategies import gap, heads
+from archkey.conformance.cases.mla.values import DEEPSEEK_SCALE, GLM_SCALE
 from archkey.conformance.cases.sparse_mla.inputs import SparseDecode, SparsePrefill
 from archkey.conformance.cases.sparse_mla.rows import Dequantize, Logical, Quantize
+from archkey.conformance.cases.spec import randoms
 
 __all__ = ["strategy"]
 
@@ -30,9 +31,9 @@ _PACKED = tuple(name for name in _WIDTHS if name != "bf16")
 
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
-    """Cases of one operator; None if it is of another family."""
+    """Cases of `operator`, with sequences `size` times as long as an interpreter would take."""
     make = _CALLS.get(operator)
-    return calls(operator, make(size)) if make else None
+    return randoms(operator, make(size)) if make else None
 
 
 def _format(draw: st.DrawFn) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The plain choice comes first everywhere: that is where hypothesis shrinks to.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from archkey.conformance.case import Case
 from archkey.conformance.cases.attention.inputs import Attention
 from archkey.conformance.cases.attention.table_inputs import Ragged, Requests
-from archkey.conformance.cases.spec import describe
+from archkey.conformance.cases.spec import randoms
 
 __all__ = ["strategy"]
 
@@ -31,15 +32,8 @@ _WHAT = ("q", "k", "v", "out", "table", "bias")
 
 def strategy(operator: str, size: int) -> st.SearchStrategy[Case] | None:
     """Cases of `operator`, with sequences `size` times as long as an interpreter would take."""
-    if operator == "unified_attention":
-        calls: st.SearchStrategy[Any] = _attention(size)
-    elif operator == "ragged_kv_indices_to_page_table":
-        calls = _ragged(size)
-    elif operator == "req_to_token_to_page_table":
-        calls = _requests(size)
-    else:
-        return None
-    return calls.map(lambda call: Case(operator, "random", describe(call), call))
+    make = _CALLS.get(operator)
+    return randoms(operator, make(size)) if make else None
 
 
 def _often(plain: Any, others: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -173,3 +167,10 @@ def _requests(draw: st.DrawFn, size: int) -> Requests:
     shared = draw(_tables(size))
     draft = draw(st.integers(0, min(8, *shared["lens"], 8)))
     return Requests(**shared, draft=draft, indices=draw(_INTEGERS))
+
+
+_CALLS: dict[str, Callable[[int], st.SearchStrategy[Any]]] = {
+    "unified_attention": _attention,
+    "ragged_kv_indices_to_page_table": _ragged,
+    "req_to_token_to_page_table": _requests,
+}
