@@ -203,7 +203,8 @@ def _essence(error: Exception, written: str) -> str:
     said = re.search(r"(?i)(?:error|fatal *): (.*)", written)
     text = " ".join(str(error).split())
     start = f"{said[1][:200]}; " if said else ""
-    return f"{start}{type(error).__name__}: {text[-200:]}"
+    line = f"{start}{type(error).__name__}: {text[-200:]}"
+    return re.sub(r"(?<!\S)/\S+", "FILE", line)  # records travel; temporary names tell nobody
 
 
 @contextmanager
