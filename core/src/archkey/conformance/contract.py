@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 
-from archkey.conformance.case import Case, Maker
+from archkey.conformance.case import Case
 from archkey.conformance.cases import cases_of
+from archkey.conformance.judge import maker_of
+from archkey.conformance.refusal import against
 from archkey.errors import ArchkeyError, ArgumentError
 from archkey.kernel import Kernel, resolve
 from archkey.ops import Operator
@@ -58,7 +60,7 @@ def check_example(session: Session, kernel: Kernel, problem: Any) -> tuple[str, 
         (mine,) = [r for r in decision.rejected if r.kernel == kernel.id]
         if not (mine.required and mine.found and mine.remedy):
             return "failed", "it refuses without saying what it requires, found and advises"
-        return "skipped", f"not accepted: {mine.required}; found {mine.found}"
+        return "skipped", against(decision, kernel.id)
     if kernel.tuning is not None:
         kernel.tuning.lookup(problem, session.versions)
     return "passed", ""
@@ -75,7 +77,7 @@ def refusals(session: Session, operator: Operator) -> Iterator[str]:
     case = _smallest(operator)
     if case is None:
         return
-    for name, value in case.inputs(Maker()).items():
+    for name, value in case.inputs(maker_of(session)).items():
         if isinstance(value, torch.Tensor):
             yield from (f"{name} {wrong}" for wrong in _WRONG)
 
@@ -86,7 +88,7 @@ def check_refusal(session: Session, operator: Operator, call: str) -> str:
     if case is None:
         raise ArchkeyError(f"{operator.name} has no case")
     name, _, wrong = call.partition(" ")
-    inputs = dict(case.inputs(Maker()))
+    inputs = dict(case.inputs(maker_of(session)))
     inputs[name] = _WRONG[wrong](inputs[name])
     implementation = resolve(operator.function).__wrapped__
     try:

@@ -24,7 +24,7 @@ from archkey.kernel import resolve
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "torch_device"]
+__all__ = ["Result", "judge", "maker_of", "torch_device"]
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,9 @@ def judge(
     runs    how often the kernel runs on the same inputs; the bits must not differ
     """
     tap = _Tap(session, kernel, level, runs)
-    fp8 = session.fp8 if session.fp8 in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
     error, allowed, reason, passed, skipped = float("inf"), 0.0, "", False, False
     try:
-        inputs = case.inputs(Maker(torch_device(session), seed, fp8))
+        inputs = case.inputs(maker_of(session, seed))
         implementation = resolve(session.operators[case.operator].function).__wrapped__
         with torch.inference_mode():
             returned = implementation(tap, **inputs)
@@ -170,6 +169,12 @@ def _empty(returned: Any) -> bool:
     outputs = returned if isinstance(returned, tuple) else (returned,)
     tensors = [out for out in outputs if isinstance(out, torch.Tensor)]
     return bool(tensors) and all(not out.numel() for out in tensors)
+
+
+def maker_of(session: Session, seed: int = 0) -> Maker:
+    """Makes tensors where the session's are, in its flavour of FP8."""
+    flavour = session.fp8 if session.fp8 in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
+    return Maker(torch_device(session), seed, flavour)
 
 
 def torch_device(session: Session) -> str:
