@@ -190,7 +190,7 @@ def test_what_cannot_be_run_has_a_reason() -> None:
         assert {row.item.case for row in rows} == {ALL}
     _, rows = exam.questions(subject, Level.INTERPRETED)
     reasons = {row.item.kernel: row.reason for row in rows}
-    assert reasons == {"cpu:torch": "no Triton body: nothing to interpret"}
+    assert reasons == {"cpu:torch": "the torch reference itself: see `archkey check cpu`"}
 
 
 def test_every_kernel_of_the_target_is_asked_at_every_level() -> None:

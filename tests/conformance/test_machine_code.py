@@ -270,11 +270,21 @@ def test_nothing_is_wrong_with_good_code() -> None:
             Expectations(SM90, absent=("pdl", "pdl_launch")),
             "body contains pdl_launch (let the next kernel start) 2 times in its sass, allowed is ",
         ),
+        (
+            code(early=True),
+            Expectations(SM90),
+            "body is launched before its predecessor ends (launch_pdl) and never waits for it",
+        ),
+        (
+            code(early=True, instructions={"pdl": 1}),
+            Expectations(SM90, absent=("pdl",)),
+            "body is launched before its predecessor ends (launch_pdl), which this problem does",
+        ),
     ],
-    ids=["spills", "shared memory", "target", "missing", "unwanted"],
+    ids=["spills", "shared memory", "target", "missing", "unwanted", "no wait", "not permitted"],
 )
 def test_a_complaint(found: MachineCode, expected: Expectations, said: str) -> None:
-    (complaint,) = judge_code([found], expected)
+    complaint = judge_code([found], expected)[0]
     assert complaint.startswith(said)
 
 
@@ -308,8 +318,8 @@ def test_expectations_are_the_kernels_own_data() -> None:
 
 
 @pytest.mark.parametrize("needs", [(), (is_("pdl", True),)], ids=["may", "needs"])
-def test_the_problem_says_whether_a_program_waits(needs: tuple[Any, ...]) -> None:
-    assert expected(Depending(True), needs=needs).present == ("pdl",)
+def test_the_problem_says_whether_a_program_may_start_early(needs: tuple[Any, ...]) -> None:
+    assert expected(Depending(True), needs=needs).present == (("pdl",) if needs else ())
     found = expected(Depending(False), needs=needs)
     assert (found.present, found.absent) == ((), ("pdl", "pdl_launch"))
 

@@ -30,7 +30,7 @@ __all__ = ["Build", "Compiled", "Plan", "Program", "bind", "interpreting"]
 class Program:
     """One Triton body with all that decides its machine code.
 
-    body       a `@triton.jit` function
+    body       a `@triton.jit` function, or a `@gluon.jit` one, which no interpreter runs
     signature  its run-time parameters in order, with Triton's types: {"x": "*bf16", "T": "i32"};
                None for a tensor that is absent from this problem and always passed as None
     constants  its constexpr parameters; in the body they come after the run-time ones
@@ -143,10 +143,9 @@ def interpreting() -> bool:
 
 
 def compile_for(program: Program, device: Device) -> Compiled:
-    """Compile a Triton body to machine code for the target of `device`; needs no GPU."""
+    """Compile a Triton or Gluon body to machine code for the target of `device`; needs no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     backend = device.target.triton_backend
     if backend is None:
@@ -157,7 +156,7 @@ def compile_for(program: Program, device: Device) -> Compiled:
         raise ArchkeyError(f"{program.body.__name__} takes {names}, its Program gives {expected}")
     absent = {name: None for name, kind in program.signature.items() if kind is None}
     constants = {**absent, **program.constants}
-    source = ASTSource(
+    source = _dialect(program.body)(
         program.body,
         {name: program.signature.get(name) or "constexpr" for name in names},
         constexprs={(names.index(name),): value for name, value in constants.items()},
@@ -167,6 +166,17 @@ def compile_for(program: Program, device: Device) -> Compiled:
     options = {"enable_fp_fusion": True, **program.options}
     kernel = triton.compile(source, target=GPUTarget(*backend), options=options)
     return Compiled(program, kernel, "cubin" if backend[0] == "cuda" else "hsaco")
+
+
+def _dialect(body: Any) -> Any:
+    """What Triton makes of a body before it compiles it."""
+    from triton.compiler import ASTSource
+
+    if not body.is_gluon():
+        return ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def _interpreted(program: Program) -> Launch:

@@ -12,6 +12,7 @@ A level that cannot be run for a kernel is answered at once, with the reason, as
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,13 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
             return "no Triton body: nothing to compile"
         return _no_compiler(subject.session.device.target)
     if level is Level.INTERPRETED:
+        if subject.target == DEFAULT:
+            return "here the CPU is the device: see level device"
+        if kernel.plugin == DEFAULT:
+            return f"the torch reference itself: see `archkey check {DEFAULT}`"
         if "triton" not in uses:
-            return "no Triton body: nothing to interpret"
+            foreign = sorted(uses - {*_PLAIN, kernel.build.partition(".")[0].partition(":")[0]})
+            return f"{', '.join(foreign)} runs on the device alone" if foreign else ""
         if any(name.startswith("triton.experimental.gluon") for name in imports(kernel)):
             return "Gluon does not run in Triton's interpreter"
         return _missing("triton", "numpy")
@@ -171,6 +177,10 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
             _no_compiler(subject.session.device.target) if needs_compiler else ""
         )
     return ""
+
+
+# What plain Python on tensors imports: it runs on the CPU as it is, without any interpreter.
+_PLAIN = {"archkey", "numpy", "torch"} | sys.stdlib_module_names - {"ctypes", "subprocess"}
 
 
 def _no_compiler(target: Target) -> str:

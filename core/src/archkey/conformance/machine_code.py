@@ -42,6 +42,7 @@ class MachineCode:
     shared_memory_bytes  shared memory or LDS a block
     instructions         name in INSTRUCTIONS -> how often it occurs
     searched             dialect of that search: "sass", "amdgcn", or "ptx" without a disassembler
+    early                it may start before its predecessor ends (`launch_pdl`)
     """
 
     name: str
@@ -53,6 +54,7 @@ class MachineCode:
     shared_memory_bytes: int
     instructions: Mapping[str, int]
     searched: str
+    early: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -83,6 +85,7 @@ def _read_nvidia(compiled: Compiled) -> MachineCode:
         shared_memory_bytes=compiled.shared_memory_bytes,
         instructions=MappingProxyType(instructions_in(texts)),
         searched="ptx" if sass is None else "sass",
+        early=bool(compiled.program.options.get("launch_pdl", False)),
     )
 
 
@@ -154,14 +157,13 @@ class Expectations:
 def expectations(kernel: Kernel, problem: Any, session: Session) -> Expectations:
     """What follows from a kernel's own data; nothing is declared for the exam alone.
 
-    An instruction that the kernel `needs` as a capability must be there. The problem's `pdl` says
-    whether the program waits for its predecessor. A tuning row says what it may spill.
+    An instruction that the kernel `needs` as a capability must be there. A problem without `pdl`
+    permits no early start. A tuning row says what it may spill.
     """
     needed = {need.field for need in kernel.needs if need.relation == "is" and need.value is True}
     absent: tuple[str, ...] = ()
-    if "pdl" in problem._fields:
-        needed = needed | {"pdl"} if problem.pdl else needed - {"pdl"}
-        absent = () if problem.pdl else ("pdl", "pdl_launch")
+    if not getattr(problem, "pdl", True):
+        needed, absent = needed - {"pdl"}, ("pdl", "pdl_launch")
     row = kernel.tuning.lookup(problem, session.versions) if kernel.tuning else None
     return Expectations(
         target=session.device.target,
@@ -194,6 +196,16 @@ def judge_code(codes: Sequence[MachineCode], expected: Expectations) -> list[str
                 f"{code.name} takes {code.shared_memory_bytes} bytes of shared memory, "
                 f"shared_memory_bytes of {expected.target.key} is {limit}; take smaller tiles or "
                 "fewer stages"
+            )
+        if code.early and "pdl" not in code.instructions:
+            said.append(
+                f"{code.name} is launched before its predecessor ends (launch_pdl) and never waits "
+                "for it; wait before the first read, or leave the option out"
+            )
+        if code.early and "pdl" in expected.absent:
+            said.append(
+                f"{code.name} is launched before its predecessor ends (launch_pdl), which this "
+                "problem does not permit; leave the option out"
             )
         for name in expected.absent:
             if count := code.instructions.get(name, 0):
