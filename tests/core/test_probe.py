@@ -95,8 +95,8 @@ def replay(name: str, tmp_path: Path, **changes: Any) -> tuple[Probe, dict[str, 
 
 
 def facts(device: Device) -> dict[str, Any]:
-    follows = "torch_type"  # from the target, in every recorded machine
-    facts = {name: value for name, value in device.to_json().items() if name != follows}
+    derived = ("torch_type", "simulated")  # alike in every recorded machine of a target
+    facts = {name: value for name, value in device.to_json().items() if name not in derived}
     return {name: value for name, value in facts.items() if value not in (None, "")}
 
 

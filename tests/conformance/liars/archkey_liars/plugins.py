@@ -97,7 +97,7 @@ LIES = {
     "addresses_in_32_bits": Lie(
         "rocm_gfx950",
         "interpreted",
-        "2^31",
+        "far",
         Liar("rmsnorm", "triton_lies:addresses_in_32_bits", _HEADS),
     ),
     "fnuz_read_as_ocp": Lie(
