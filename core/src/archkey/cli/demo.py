@@ -63,8 +63,12 @@ def command(
         _show(results, planned, time.perf_counter() - begin)
     if len(results) < planned:
         raise click.exceptions.Exit(130)
-    if not all(result.passed for result in results):
+    if any(_failed(result) for result in results):
         raise click.exceptions.Exit(1)
+
+
+def _failed(result: Result) -> bool:
+    return not result.passed and not result.skipped
 
 
 def _wanted(
@@ -145,17 +149,23 @@ def _show(results: list[Result], planned: int, seconds: float) -> None:
         _show_table(console, results)
     for result in results:
         if not result.passed:
+            what = "failed" if _failed(result) else "not run"
+            style = "red" if _failed(result) else "dim"
             console.print(
-                Text(f"failed: {result.operator}, {result.model}: {result.reason}", "red")
+                Text(f"{what}: {result.operator}, {result.model}: {result.reason}", style)
             )
     passed = sum(result.passed for result in results)
+    failed = sum(map(_failed, results))
     degraded = sum(result.degraded for result in results)
     count = len({result.operator for result in results})
     summary = (
         f"{count} operator{'s' * (count != 1)}, {len(results)} of {planned} problems: "
-        f"{passed} passed, {len(results) - passed} failed, {degraded} degraded, {seconds:.1f} s"
+        f"{passed} passed, {failed} failed, "
+        + (f"{skipped} not run, " if (skipped := len(results) - passed - failed) else "")
+        + f"{degraded} degraded, {seconds:.1f} s"
     )
-    console.print(Text(summary, "bold green" if passed == planned else "bold red"))
+    good = not failed and len(results) == planned
+    console.print(Text(summary, "bold green" if good else "bold red"))
 
 
 def _show_table(console: Console, results: list[Result]) -> None:
@@ -167,6 +177,8 @@ def _show_table(console: Console, results: list[Result]) -> None:
     rows: list[tuple[render.Cell, ...]] = []
     for r in results:
         mark = Text("pass", "green") if r.passed else Text("FAIL", "bold red")
+        if r.skipped:
+            mark = Text("-", "dim")
         kernel = render.stack(Text(r.kernel, "yellow" if r.degraded else ""), r.why)
         error, allowed = f"{r.error:.1e}", f"{r.tolerance:.1e}" if r.tolerance else "exact"
         name, problem = Text(r.operator, "bold"), f"{r.model}: {r.problem}"

@@ -19,6 +19,7 @@ from archkey.conformance.case import Case, Maker
 from archkey.conformance.guard import Guarded, poison
 from archkey.conformance.refusal import refused
 from archkey.conformance.tolerances import bound, distance
+from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
 from archkey.selection import Decision
@@ -31,7 +32,8 @@ __all__ = ["Result", "judge", "maker_of", "torch_device"]
 class Result:
     """What became of a case. `error` and `tolerance` are those of its worst output.
 
-    skipped: the kernel that was asked for does not accept the problem; `reason` says why.
+    skipped: the kernel that was asked for does not accept the problem, or the operator does not
+    serve it on this device; `reason` says why.
     """
 
     operator: str
@@ -147,6 +149,8 @@ def judge(
         reason = f"{type(failure).__name__}: {failure}"
         if kernel and (refusal := refused(failure, kernel)):
             skipped, reason = True, refusal
+        elif tap.decision is None and _not_served(failure):
+            skipped = True
     decision = tap.decision
     return Result(
         operator=case.operator,
@@ -162,6 +166,11 @@ def judge(
         reason=reason,
         skipped=skipped,
     )
+
+
+def _not_served(failure: Exception) -> bool:
+    """Whether the operator itself says that this device cannot: NVFP4 where there is none."""
+    return isinstance(failure, Unsupported) and failure.decision is None
 
 
 def _empty(returned: Any) -> bool:
