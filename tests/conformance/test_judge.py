@@ -53,11 +53,11 @@ def test_demo_says_so_and_does_not_fail() -> None:
 def test_a_kernel_that_is_asked_for_and_refuses_is_not_run() -> None:
     refused = case_of("rmsnorm", "fp32")
     session = _fakes.session(
-        _fakes.kernel(accepts=(is_("dtype", "bfloat16"),)), device=_fakes.card(source="pretend")
+        _fakes.kernel(accepts=(is_("out_dtype", "bfloat16"),)), device=_fakes.card(source="pretend")
     )
     result = judge(session, refused, kernel="fake:fast")
     assert result.skipped
-    assert result.reason == "not accepted: dtype = bfloat16; found dtype = float32"
+    assert result.reason == "not accepted: out_dtype = bfloat16; found out_dtype = float32"
 
 
 def test_a_kernel_that_cannot_be_built_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
