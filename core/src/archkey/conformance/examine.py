@@ -102,22 +102,26 @@ def _contract(session: Session, item: Item) -> Outcome:
 
 
 def _compiled(session: Session, item: Item) -> Outcome:
-    """One example as machine code; with dependent launches where the device has them."""
+    """One example as machine code: with an early start, where the device has it, and without."""
     kernel = _kernel(session, item)
-    problem = session.operators[item.operator].examples[item.case.removeprefix(EXAMPLE)]
-    if "pdl" in problem._fields:
-        problem = problem._replace(pdl=session.pdl)
-    try:
-        plan = session.plan(problem, kernel=kernel.id)
-    except Unsupported as error:
-        refusal = refused(error, kernel.id)
-        if not refusal:
-            raise
-        return Outcome(item, "skipped", reason=refusal)
-    if not plan.compiled:
-        return Outcome(item, "skipped", reason="this problem needs no Triton program")
-    codes = [read(compiled) for compiled in plan.compiled]
-    complaints = judge_code(codes, expectations(kernel, problem, session))
+    example = session.operators[item.operator].examples[item.case.removeprefix(EXAMPLE)]
+    problems = [example]
+    if "pdl" in example._fields:
+        problems = [example._replace(pdl=pdl) for pdl in sorted({False, session.pdl})]
+    codes, complaints, refusal = [], [], ""
+    for problem in problems:
+        try:
+            plan = session.plan(problem, kernel=kernel.id)
+        except Unsupported as error:
+            refusal = refused(error, kernel.id)
+            if not refusal:
+                raise
+            continue
+        found = [read(compiled) for compiled in plan.compiled]
+        complaints += judge_code(found, expectations(kernel, problem, session))
+        codes += found
+    if not codes and not complaints:
+        return Outcome(item, "skipped", reason=refusal or "this problem needs no Triton program")
     return _verdict(item, "; ".join(complaints), programs=[code.to_json() for code in codes])
 
 
