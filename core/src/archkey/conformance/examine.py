@@ -14,9 +14,11 @@ from archkey.conformance import contract
 from archkey.conformance.card import compare
 from archkey.conformance.case import Case
 from archkey.conformance.cases import cases_of, random_of
+from archkey.conformance.implications import contradictions, disagreements
 from archkey.conformance.judge import Result, judge
 from archkey.conformance.levels import RANDOM, Item, Level, Outcome
 from archkey.conformance.machine_code import expectations, judge_code, read
+from archkey.conformance.probes import probe_capability
 from archkey.conformance.refusal import refused
 from archkey.errors import UnknownName, Unsupported, describe
 from archkey.kernel import Kernel
@@ -71,13 +73,11 @@ def _verdict(item: Item, complaint: str, **details: Any) -> Outcome:
 
 
 def _capability(session: Session, item: Item) -> Outcome:
-    from archkey.conformance.probes import contradictions, probe_capability
-
+    (plugin,) = [p for p in session.plugins if p.name == item.kernel]
     if item.case == LOGIC:
         found = contradictions(session.capabilities, session.device.target)
-        return _verdict(item, "; ".join(found))
+        return _verdict(item, "; ".join([*found, *disagreements(plugin, session.plugins)]))
     if item.level == Level.DEVICE:
-        (plugin,) = [p for p in session.plugins if p.name == item.kernel]
         (fact,) = [fact for fact in plugin.capabilities if fact.name == item.case]
         proved, reason = compare(fact.name, fact.value, session.device)
     else:

@@ -6,15 +6,16 @@ Only for the platforms that the core knows, cuda and rocm; another vendor's word
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from archkey.capabilities import Capabilities
 from archkey.conditions import Condition, is_, one_of
+from archkey.plugins import Plugin
 from archkey.target import KNOWN, Target
 
-__all__ = ["IMPLICATIONS", "Implication", "contradictions"]
+__all__ = ["IMPLICATIONS", "Implication", "contradictions", "disagreements"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ def contradictions(capabilities: Capabilities, target: Target) -> list[str]:
         if (known or not _names_architectures(rule))
         and rule.having.holds(found[rule.having.field])
         and not any(condition.holds(found[condition.field]) for condition in rule.implied)
+    ]
+
+
+def disagreements(plugin: Plugin, others: Iterable[Plugin]) -> list[str]:
+    """Facts of a variant that the other plugins of its target state otherwise. [] if none.
+
+    The hardware is the same, so one of them is wrong; the variant, which goes first, has to show
+    that it is the other.
+    """
+    if "." not in plugin.name:
+        return []
+    mine = {fact.name: fact.value for fact in plugin.capabilities}
+    return [
+        f"{fact.name} = {mine[fact.name]}, but {other.name} says {fact.value} ({fact.source}); "
+        "leave it out, or correct the other"
+        for other in others
+        if other.name != plugin.name and other.home.is_exact(plugin.home)
+        for fact in other.capabilities
+        if fact.name in mine and mine[fact.name] != fact.value
     ]
 
 

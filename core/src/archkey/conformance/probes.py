@@ -3,7 +3,7 @@
 
 A small body is compiled for the target, by the real compiler, and its machine code is searched for
 the instruction that the claim is about. What no machine code shows is told as such. That claims
-agree with each other and with the platform needs no compiler: `contradictions`.
+agree with each other and with the platform needs no compiler: see `implications`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from archkey.conformance.implications import contradictions
 from archkey.conformance.instructions import INSTRUCTIONS
 from archkey.conformance.machine_code import MachineCode, read
 from archkey.launch import Program, compile_for, interpreting
 from archkey.probe import Device
 
-__all__ = ["Probed", "contradictions", "probe_capability"]
+__all__ = ["Probed", "probe_capability"]
 
 
 class Probed(NamedTuple):

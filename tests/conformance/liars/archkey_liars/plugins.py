@@ -93,6 +93,13 @@ LIES = {
     ),
     "fp8_flavour": Lie("rocm_gfx942", "compiled", "fp8", _claims("fp8", "e4m3fn")),
     "mxfp4_units": Lie("rocm_gfx942", "compiled", "mxfp4", _claims("mxfp4", "native")),
+    "more_memory": Lie(
+        "rocm_gfx942",
+        "contract",
+        "no contradiction",
+        _claims("shared_memory_bytes", 163840),
+        "rocm_gfx942 says 65536",
+    ),
     "dependent_launch": Lie("rocm_gfx950", "contract", "no contradiction", _claims("pdl", True)),
     "addresses_in_32_bits": Lie(
         "rocm_gfx950",
