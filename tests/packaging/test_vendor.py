@@ -144,7 +144,6 @@ def test_its_operator_runs_and_host_memory_stays_the_cpus(venv: Venv) -> None:
     assert venv.run("-c", SWIGLU, **KESTREL).split() == ["cpu"]
 
 
-@pytest.mark.slow
 def test_it_passes_the_exam(venv: Venv) -> None:
     own = ("kestrel_swiglu", "rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm")
     names = " ".join(f"--operator {name}" for name in (*own, "merge_attn_states"))
@@ -153,7 +152,6 @@ def test_it_passes_the_exam(venv: Venv) -> None:
     assert " passed, 0 failed" in venv.run("-m", "archkey", "check", "cuda_sm90.kestrel")
 
 
-@pytest.mark.slow
 def test_what_new_plugin_writes_passes_demo_and_exam(venv: Venv) -> None:
     interpreted = {**ACME, "TRITON_INTERPRET": "1"}
     results = venv.archkey("demo --operator rmsnorm", **interpreted)["results"]
