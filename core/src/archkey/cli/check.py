@@ -113,6 +113,7 @@ def _hold(
     from archkey.conformance.pool import answers
 
     complete = True
+    versions, sources = _versions(subject), exam.sources(subject)
     with render.progress(sum(len(items) for items, _ in asked.values())) as step:
         for level, (items, answered) in asked.items():
             outcomes = list(answered)
@@ -130,8 +131,8 @@ def _hold(
                 complete=complete,
                 date=datetime.now(timezone.utc).date().isoformat(),
                 device=_device(subject, level),
-                versions=_versions(subject),
-                sources=exam.sources(subject),
+                versions=versions,
+                sources=sources,
             )
             if path and (complete or len(outcomes) > len(answered)):
                 evidence.keep(path, subject.target, document["levels"])
@@ -142,13 +143,12 @@ def _hold(
 
 def _device(subject: Subject, level: Level) -> dict[str, Any] | None:
     """What it ran on, without what tells one card from its twin; None if it ran on no device."""
-    if level not in (Level.DEVICE, Level.EMULATED):
-        return None
-    from archkey.conformance.worker import open_for
+    from archkey.conformance.worker import device_of
 
-    device = open_for(subject.target, level).device
-    facts = {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
-    return facts if device.source != "pretend" else None
+    device = device_of(subject.target, level)
+    if device is None:
+        return None
+    return {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
 
 
 def _versions(subject: Subject) -> dict[str, str]:

@@ -24,10 +24,9 @@ from archkey.conformance.contract import FUNCTION, refusals
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
 from archkey.conformance.levels import ALL, RANDOM, Item, Level, Outcome
 from archkey.conformance.sources import digest, imports
-from archkey.conformance.worker import open_for
+from archkey.conformance.worker import device_of, open_for
 from archkey.errors import PluginError, UnknownName, nearest
 from archkey.kernel import Kernel
-from archkey.locate import devices
 from archkey.plugins import DEFAULT, Plugin, State, discover
 from archkey.session import Session
 from archkey.target import Target
@@ -101,7 +100,8 @@ def questions(
     wanted = set(operators)
     items: list[Item] = []
     answered: list[Outcome] = []
-    if not wanted:
+    absent = _no_device(subject.target, level)  # asks the drivers: once
+    if not wanted and not absent:
         items, answered = _capability_questions(subject, level)
     for name, operator in subject.session.operators.items():
         if wanted and name not in wanted:
@@ -118,7 +118,7 @@ def questions(
             calls = refusals(subject.session, operator)
             items += [Item(level.value, name, FUNCTION, REFUSES + call) for call in calls]
         for kernel in kernels:
-            if why := _cannot(subject, level, kernel):
+            if why := absent or _cannot(subject, level, kernel):
                 answered.append(_skipped(level, name, kernel.id, why))
                 continue
             cases = _cases(subject, level, kernel, full)
@@ -154,8 +154,9 @@ def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[s
 
 
 def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
-    """Why `level` cannot be run for `kernel` on this machine; "" if it can."""
-    uses = {name.partition(".")[0] for name in imports(kernel)}
+    """Why `level` cannot be run for `kernel`, if the device is there; "" if it can."""
+    modules = imports(kernel)
+    uses = {name.partition(".")[0] for name in modules}
     if level is Level.COMPILED:
         if "triton" not in uses:
             return "no Triton body: nothing to compile"
@@ -168,14 +169,12 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
         if "triton" not in uses:
             foreign = sorted(uses - {*_PLAIN, kernel.build.partition(".")[0].partition(":")[0]})
             return f"{', '.join(foreign)} runs on the device alone" if foreign else ""
-        if any(name.startswith("triton.experimental.gluon") for name in imports(kernel)):
+        if any(name.startswith("triton.experimental.gluon") for name in modules):
             return "Gluon does not run in Triton's interpreter"
         return _missing("triton", "numpy")
     if level in (Level.EMULATED, Level.DEVICE):
         needs_compiler = "triton" in uses and subject.target != DEFAULT
-        return _no_device(subject.target, level) or (
-            _no_compiler(subject.session.device.target) if needs_compiler else ""
-        )
+        return _no_compiler(subject.session.device.target) if needs_compiler else ""
     return ""
 
 
@@ -205,20 +204,15 @@ def _missing(*packages: str) -> str:
 
 
 def _no_device(target: str, level: Level) -> str:
-    """Why nothing can run on `target`, or on its simulator, here; "" if it can."""
-    simulated = level is Level.EMULATED
-    here = [
-        device
-        for device in devices()
-        if device.source != "pretend"
-        and device.target.key == target
-        and device.simulated == simulated
-    ]
-    if not here:
-        return f"no {'emulator of ' if simulated else ''}{target} on this machine"
+    """Why the card or simulator of `level` is not here; "" if it is, or none is needed."""
+    if level not in (Level.EMULATED, Level.DEVICE):
+        return ""
+    device = device_of(target, level)
+    if device is None:
+        return f"no {'emulator of ' if level is Level.EMULATED else ''}{target} on this machine"
     import torch
 
-    kind = here[0].torch_kind
+    kind = device.torch_kind
     if kind != "cpu" and not getattr(getattr(torch, kind, None), "is_available", bool)():
         return f"there is a {target}, but torch {torch.__version__} cannot use {kind!r} devices"
     return ""
@@ -234,7 +228,7 @@ def _capability_questions(subject: Subject, level: Level) -> tuple[list[Item], l
             continue
         if level is Level.CONTRACT:
             items.append(Item(level.value, CAPABILITIES, plugin.name, LOGIC))
-        elif level is Level.DEVICE and not _no_device(subject.target, level):
+        elif level is Level.DEVICE:
             asked = [name for name in declared if name in STATED]
             items += [Item(level.value, CAPABILITIES, plugin.name, name) for name in asked]
         elif level is Level.COMPILED:

@@ -46,8 +46,7 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
         todo.put(item)
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
-    shared = level is Level.DEVICE and Target.parse(target).platform != "cpu"
-    jobs = 1 if shared else terms.jobs
+    jobs = 1 if _on_card(target, level) else terms.jobs
     threads = [
         threading.Thread(target=_work, args=(target, level, terms, todo, done, stop), daemon=True)
         for _ in range(min(jobs, len(items)))
@@ -76,7 +75,7 @@ def _work(
 ) -> None:
     """One thread: takes questions from `todo`, and keeps one worker to ask."""
     worker: Worker | None = None
-    accelerator = level is Level.DEVICE and Target.parse(target).platform != "cpu"
+    on_card = _on_card(target, level)
     try:
         while not stop.is_set():
             try:
@@ -85,7 +84,7 @@ def _work(
                 return
             worker = worker or Worker(target, level, terms)
             outcome = worker.ask(item, stop)
-            if worker.gone or (accelerator and _may_be_stuck(outcome)):
+            if worker.gone or (on_card and _may_be_stuck(outcome)):
                 worker.close()
                 worker = None
             done.put(outcome)
@@ -96,9 +95,19 @@ def _work(
             worker.close()
 
 
+def _on_card(target: str, level: Level) -> bool:
+    """Whether workers would share an accelerator."""
+    return level is Level.DEVICE and Target.parse(target).platform != "cpu"
+
+
 def _may_be_stuck(outcome: Outcome) -> bool:
     """After a fault, a GPU's context answers everything with an error: begin with a new one."""
     return outcome.outcome == "failed" and (outcome.error is None or math.isinf(outcome.error))
+
+
+def _at(running: str, item: Item) -> str:
+    """Which drawn problem was running, where the case alone does not tell."""
+    return f" at {running}" if running not in ("", item.case) else ""
 
 
 class Worker:
@@ -149,10 +158,8 @@ class Worker:
             if line is None:
                 if self._timeout and time.monotonic() - started > self._timeout:
                     self.gone = True
-                    where = f" at {running}" if running not in ("", item.case) else ""
-                    return Outcome(
-                        item, "failed", reason=f"no end after {self._timeout:g} s{where}"
-                    )
+                    reason = f"no end after {self._timeout:g} s{_at(running, item)}"
+                    return Outcome(item, "failed", reason=reason)
                 continue
             if not line:
                 return self._died(item, running)
@@ -179,7 +186,7 @@ class Worker:
         self.gone = True
         code = self._process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        where = f" at {running}" if running not in ("", item.case) else ""
+        where = _at(running, item)
         self._remarks.seek(0)
         said = self._remarks.read().decode(errors="replace").strip().splitlines()
         said = [line for line in said if not line.startswith("Extension modules:")]

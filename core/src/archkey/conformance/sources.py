@@ -34,18 +34,19 @@ def digest(kernel: Kernel, operator: Operator) -> str:
 
 def closure(kernel: Kernel, operator: Operator) -> set[str]:
     """Modules of the kernel and of its reference, by name."""
-    found: set[str] = set()
-    for start in (kernel.build, operator.reference):
-        _follow(start.partition(":")[0], start.partition(".")[0].partition(":")[0], found)
-    return found
+    return _reach(kernel.build) | _reach(operator.reference)
 
 
 def imports(kernel: Kernel) -> set[str]:
     """Everything that the kernel's code imports, also inside functions: "triton.language"."""
-    found: set[str] = set()
-    start = kernel.build
-    _follow(start.partition(":")[0], start.partition(".")[0].partition(":")[0], found)
-    return {name for module in found for name in _imported(module)}
+    return {name for module in _reach(kernel.build) for name in _imported(module)}
+
+
+def _reach(path: str) -> set[str]:
+    """Modules that `module:attribute` leads to."""
+    module, found = path.partition(":")[0], set[str]()
+    _follow(module, module.partition(".")[0], found)
+    return found
 
 
 def _follow(module: str, home: str, found: set[str]) -> None:

@@ -21,19 +21,27 @@ from archkey.session import Session
 from archkey.settings import settings
 from archkey.target import Target
 
-__all__ = ["main", "open_for"]
+__all__ = ["device_of", "main", "open_for"]
 
 
 def open_for(target: str, level: str) -> Session:
     """A session of `target` for a level: on the device or its simulator, or pretending to be."""
     parsed = Target.parse(target)
-    if level in (Level.DEVICE, Level.EMULATED):
-        for device in devices():
-            if device.target.key == parsed.key and device.simulated == (level == Level.EMULATED):
-                return Session(device, settings())
-    if parsed.platform == "cpu":
-        return Session(find_device(target), settings())
-    return Session(Device(parsed, index=0, name="", source="pretend"), settings())
+    device = device_of(target, level)
+    if device is None and parsed.platform == "cpu":
+        device = find_device(target)
+    return Session(device or Device(parsed, index=0, name="", source="pretend"), settings())
+
+
+def device_of(target: str, level: str) -> Device | None:
+    """The card that level device runs on, or its simulator for level emulated; None without."""
+    if level not in (Level.DEVICE, Level.EMULATED):
+        return None
+    for device in devices():
+        real = device.source != "pretend" and device.target.key == target
+        if real and device.simulated == (level == Level.EMULATED):
+            return device
+    return None
 
 
 def main() -> None:
