@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring: host costs here; kernels on a card later."""
+"""Measuring: kernels beside peers and bounds on a card, and what archkey costs on the host."""

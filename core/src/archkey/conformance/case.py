@@ -13,7 +13,12 @@ __all__ = ["Case", "Maker"]
 
 
 class Maker:
-    """Makes the inputs of a case: the same seed gives the same numbers on every device."""
+    """Makes the inputs of a case: the same seed gives the same numbers on every device.
+
+    poisons  whether memory that nobody may read holds NaN and indices far outside
+    """
+
+    poisons = True
 
     def __init__(self, device: torch.device | str = "cpu", seed: int = 0, fp8: str = "e4m3fn"):
         self.device = torch.device(device)
@@ -22,19 +27,23 @@ class Maker:
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         """Standard normal numbers, rounded to `dtype`."""
-        return torch.randn(shape, generator=self._generator).to(self.device, dtype)
+        return torch.randn(shape, **self._source()).to(self.device, dtype)
 
     def rand(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Uniform numbers in [0, 1), rounded to `dtype`."""
-        return torch.rand(shape, generator=self._generator).to(self.device, dtype)
+        return torch.rand(shape, **self._source()).to(self.device, dtype)
 
     def permutation(self, n: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         """The numbers 0 .. n-1 in random order: shuffled pages."""
-        return torch.randperm(n, generator=self._generator).to(self.device, dtype)
+        return torch.randperm(n, **self._source()).to(self.device, dtype)
 
     def randint(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int32) -> Any:
         """Uniform integers in [low, high)."""
-        return torch.randint(low, high, shape, generator=self._generator).to(self.device, dtype)
+        return torch.randint(low, high, shape, **self._source()).to(self.device, dtype)
+
+    def _source(self) -> dict[str, Any]:
+        """Where random numbers are drawn, and by what."""
+        return {"generator": self._generator, "device": self._generator.device}
 
     def far(self, tensor: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """The same values, so far apart along `dim` that the last lies past element 2^31.

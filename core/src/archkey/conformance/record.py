@@ -15,14 +15,13 @@ nothing in it counts for code that has changed since: every kernel's digest stan
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archkey._files import replace
 from archkey.conformance.levels import Level, Outcome
 from archkey.errors import RecordError
 
@@ -99,12 +98,7 @@ def write(path: Path, record: Mapping[str, Any]) -> None:
     target = json.dumps(record["target"])
     whole = f'{{"format": {FORMAT}, "target": {target}, "levels": {{\n{body}\n}}}}\n'
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(whole)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        replace(path, whole)
     except OSError as error:
         raise RecordError(f"the record cannot be written to {path}: {error}") from error
 

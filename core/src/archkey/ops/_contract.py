@@ -46,6 +46,7 @@ class Operator:
                `outputs` unrounded
     function   "module:function": the public function, session first
     cases      the module of its exam cases, see `archkey.conformance.cases`; "" if it has none
+    workloads  the module of what it is measured with, see `archkey.bench.workload`; "" for none
     examples   Problems of real models, by a short label
     """
 
@@ -57,6 +58,7 @@ class Operator:
     reference: str
     function: str
     cases: str = ""
+    workloads: str = ""
     examples: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property

@@ -45,7 +45,9 @@ def dtype_of(make: Maker, name: str) -> torch.dtype:
 
 
 def empty(make: Maker, *shape: int, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of NaN, or of indices far outside."""
+    """A tensor of NaN, or of indices far outside; of zeros if `make` does not poison."""
+    if not make.poisons:
+        return torch.zeros(shape, dtype=dtype, device=make.device)
     tensor = torch.empty(shape, dtype=dtype, device=make.device)
     poison(tensor)
     return tensor
@@ -111,7 +113,9 @@ def bounds(
 
 
 def unused_table(make: Maker, rows: int, columns: int) -> torch.Tensor:
-    """A block table whose entries name pages that do not exist, -1 among them."""
+    """A block table whose entries name pages that do not exist, -1 among them; or page 0."""
+    if not make.poisons:
+        return make.tensor([0]).repeat(rows, columns)
     return make.tensor([NOWHERE, -1]).repeat(-(-columns // 2))[:columns].repeat(rows, 1)
 
 
