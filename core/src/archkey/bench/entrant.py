@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Adapter", "Bound", "NotServed"]
+__all__ = ["Adapter", "Bound", "NotServed", "only"]
 
 
 class NotServed(Exception):
@@ -45,3 +45,20 @@ class Bound:
 
 
 Adapter = Callable[[Mapping[str, Any]], Bound]
+
+
+def only(inputs: Mapping[str, Any], *known: str, **neutral: Any) -> None:
+    """Refuse a call with an argument that the library has no counterpart for.
+
+    known    arguments that the adapter passes on or judges itself
+    neutral  others with the value that changes nothing: `window_left=-1`; None and False never do
+
+    Raises NotServed.
+    """
+    for name, value in inputs.items():
+        if name in known or value is None or value is False:
+            continue
+        if name in neutral and not isinstance(value, torch.Tensor) and value == neutral[name]:
+            continue
+        said = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
+        raise NotServed(f"no counterpart for {name} = {said}")
