@@ -9,7 +9,7 @@ kernel runs on copies between poisoned guards, with outputs that start as NaN.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,11 @@ from archkey.conformance.tolerances import bound, distance
 from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
+from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "torch_device"]
+__all__ = ["Result", "judge", "maker_of", "torch_device", "truth_of"]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ class _Tap:
         def tapped(*arguments: Any) -> None:
             inputs = arguments[: len(operator.inputs)]
             outputs = arguments[len(operator.inputs) :]
-            truth = resolve(operator.reference)(
-                **dict(zip(operator.inputs, inputs, strict=True)), compute_dtype=torch.float64
-            )
+            truth = truth_of(operator, inputs)
             written = self._run(plan.run, names, arguments, len(outputs))
             fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
             for name, out, new, want in zip(operator.outputs, outputs, written, truth, strict=True):
@@ -114,6 +113,12 @@ class _Tap:
                     raise Fault(f"two runs on the same inputs differ in {name}")
             first = first or written
         return first
+
+
+def truth_of(operator: Operator, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The outputs of a kernel that is called with `inputs`, in float64."""
+    named = dict(zip(operator.inputs, inputs, strict=True))
+    return resolve(operator.reference)(**named, compute_dtype=torch.float64)  # type: ignore[no-any-return]
 
 
 def judge(
