@@ -26,7 +26,7 @@ from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "torch_device", "truth_of"]
+__all__ = ["Result", "judge", "maker_of", "poison_outputs", "torch_device", "truth_of"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Tap:
             guarded = Guarded(names, arguments, outputs)
             inputs = guarded.arguments[: len(arguments) - outputs]
             written = guarded.arguments[len(arguments) - outputs :]
-            _poison(inputs, written)
+            poison_outputs(inputs, written)
             guarded.watch()
             self.seconds = _timed(run, guarded.arguments)
             if fault := guarded.trespass():
@@ -200,7 +200,7 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def _poison(inputs: list[Any], outputs: list[Any]) -> None:
+def poison_outputs(inputs: list[Any], outputs: list[Any]) -> None:
     """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
     read = {
         t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()
