@@ -14,9 +14,10 @@ from datetime import datetime, timezone
 from typing import Any
 
 from archkey import __version__
+from archkey.bench import peers
 from archkey.bench.ceilings import bound
 from archkey.bench.measure import entrants_of, route_name
-from archkey.bench.peers import PEERS, Peer, Route
+from archkey.bench.peers import Peer, Route
 from archkey.bench.results import FORMAT, OURS, Entry
 from archkey.bench.workload import Cost, Workload
 from archkey.conformance.process import Ended, Process
@@ -48,8 +49,8 @@ class Terms:
 class Asker:
     """Asks the measuring process, and starts another one when it is gone."""
 
-    def __init__(self, terms: Terms) -> None:
-        self._terms = terms
+    def __init__(self, terms: Terms, module: str = "archkey.bench.child") -> None:
+        self._terms, self._module = terms, module
         self._process: Process | None = None
 
     def __enter__(self) -> Asker:
@@ -64,7 +65,7 @@ class Asker:
             options = {name: str(getattr(self._terms, name)) for name in _PASSED_ON}
             # A peer's Triton kernels keep what they tuned, so that the next process need not.
             environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_AUTOTUNING": "1"}
-            self._process = Process("archkey.bench.child", options, environment)
+            self._process = Process(self._module, options, environment)
         try:
             answer = next(self._process.ask({"ask": what, **question}, self._terms.timeout))
         except Ended:
@@ -94,7 +95,7 @@ _PASSED_ON = ("device", "seed", "samples", "seconds")
 def standings(asker: Asker) -> list[dict[str, Any]]:
     """Every peer: whether it can be used here, its versions, and how to install it."""
     rows = []
-    for peer in PEERS:
+    for peer in peers.PEERS:
         try:
             found = asker.ask("standing", peer=peer.name)["standing"]
         except Ended as end:
