@@ -95,7 +95,8 @@ def _some(make: Maker, capacity: int) -> torch.Tensor:
     """Half of the slots in order, the last one among them and slot 0 never."""
     slots = 1 + make.permutation(capacity - 1)[: max(1, capacity // 2)].to(torch.int64)
     slots[0] = capacity - 1
-    return slots.unique()
+    some: torch.Tensor = slots.unique()
+    return some
 
 
 def index_lists(
