@@ -14,47 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from archkey.bench.entrant import Adapter
+from archkey.bench.peers.peer import Peer, Route
+from archkey.bench.peers.table_b import PEERS_B
 from archkey.errors import describe
 from archkey.requirements import installed_versions
 
 __all__ = ["PEERS", "Peer", "Route", "Standing", "adapter", "standing"]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One way in which a peer computes an operator.
-
-    operator  the operator's name
-    function  the adapter in the peer's module
-    label     tells routes of one peer apart: "fa2", "cudnn"; "" if there is one
-    """
-
-    operator: str
-    function: str
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another library.
-
-    name           "flashinfer"; an entrant is called `name` or `name:label`
-    title          as its authors write it
-    module         its adapters, a module of this package
-    packages       what it imports, top-level names: none of them missing means installed
-    distributions  whose versions are stated
-    install        the command that installs it
-    home           where it lives
-    """
-
-    name: str
-    title: str
-    module: str
-    packages: tuple[str, ...]
-    distributions: tuple[str, ...]
-    install: str
-    home: str
-    routes: tuple[Route, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +40,7 @@ class Standing:
         return {"state": self.state, "reason": self.reason, "versions": dict(self.versions)}
 
 
-PEERS: tuple[Peer, ...] = ()
+PEERS: tuple[Peer, ...] = PEERS_B
 """Every peer we know, installed or not."""
 
 
