@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import vllm._flashmla_extension_C  # noqa: F401 - registers what OPS names
 from vllm.third_party.flashmla.flash_mla_interface import (
     flash_mla_sparse_fwd,
     flash_mla_with_kvcache,
