@@ -9,7 +9,7 @@ kernel runs on copies between poisoned guards, with outputs that start as NaN.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,11 @@ from archkey.conformance.tolerances import bound, distance
 from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
+from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "torch_device"]
+__all__ = ["Result", "judge", "maker_of", "poison_outputs", "torch_device", "truth_of"]
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ class _Tap:
         def tapped(*arguments: Any) -> None:
             inputs = arguments[: len(operator.inputs)]
             outputs = arguments[len(operator.inputs) :]
-            truth = resolve(operator.reference)(
-                **dict(zip(operator.inputs, inputs, strict=True)), compute_dtype=torch.float64
-            )
+            truth = truth_of(operator, inputs)
             written = self._run(plan.run, names, arguments, len(outputs))
             fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
             for name, out, new, want in zip(operator.outputs, outputs, written, truth, strict=True):
@@ -104,7 +103,7 @@ class _Tap:
             guarded = Guarded(names, arguments, outputs)
             inputs = guarded.arguments[: len(arguments) - outputs]
             written = guarded.arguments[len(arguments) - outputs :]
-            _poison(inputs, written)
+            poison_outputs(inputs, written)
             guarded.watch()
             self.seconds = _timed(run, guarded.arguments)
             if fault := guarded.trespass():
@@ -114,6 +113,12 @@ class _Tap:
                     raise Fault(f"two runs on the same inputs differ in {name}")
             first = first or written
         return first
+
+
+def truth_of(operator: Operator, inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """The outputs of a kernel that is called with `inputs`, in float64."""
+    named = dict(zip(operator.inputs, inputs, strict=True))
+    return resolve(operator.reference)(**named, compute_dtype=torch.float64)  # type: ignore[no-any-return]
 
 
 def judge(
@@ -195,7 +200,7 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def _poison(inputs: list[Any], outputs: list[Any]) -> None:
+def poison_outputs(inputs: list[Any], outputs: list[Any]) -> None:
     """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
     read = {
         t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()

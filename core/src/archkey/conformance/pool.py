@@ -3,22 +3,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-import os
 import queue
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from archkey.conformance.levels import Item, Level, Outcome
+from archkey.conformance.process import Ended, Process, Stopped
 from archkey.target import Target
 
 __all__ = ["Terms", "Worker", "answers"]
@@ -111,100 +103,40 @@ def _at(running: str, item: Item) -> str:
 
 
 class Worker:
-    """One process and the pipe to it. Once it is `gone`, close it and start another."""
+    """A process that examines. Once it is `gone`, close it and start another."""
 
     def __init__(self, target: str, level: Level, terms: Terms) -> None:
-        self._remarks = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
         options = {"target": target, "level": level.value}
         options |= {"examples": str(terms.examples), "seed": str(terms.seed)}
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "archkey.conformance.worker"),
-                *(part for name, value in options.items() for part in (f"--{name}", value)),
-            ],
-            env={
-                **os.environ,
-                "TRITON_INTERPRET": "1" if level is Level.INTERPRETED else "0",
-                # Triton announces that its default will change; archkey states its own.
-                "TRITON_DEFAULT_FP_FUSION": "1",
-                "PYTHONFAULTHANDLER": "1",
-            },
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._remarks,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        environment = {
+            "TRITON_INTERPRET": "1" if level is Level.INTERPRETED else "0",
+            # Triton announces that its default will change; archkey states its own.
+            "TRITON_DEFAULT_FP_FUSION": "1",
+        }
+        self._process = Process("archkey.conformance.worker", options, environment)
         self._timeout = terms.timeout
-        self._buffer = b""
-        self.gone = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process is of no use any more."""
+        return self._process.gone
 
     def ask(self, item: Item, stop: threading.Event | None = None) -> Outcome:
         """The answer; a death, or a silence for too long, is a failure."""
-        self._remarks.seek(0)
-        self._remarks.truncate()
-        question = json.dumps(item._asdict()).encode() + b"\n"
-        stdin: Any = self._process.stdin
+        running = ""
         try:
-            stdin.write(question)
-            stdin.flush()
-        except BrokenPipeError:
-            return self._died(item, "")
-        started, running = time.monotonic(), ""
-        while True:
-            if stop is not None and stop.is_set():
-                self.gone = True
-                return Outcome(item, "skipped", reason="interrupted")
-            line = self._line(0.2)
-            if line is None:
-                if self._timeout and time.monotonic() - started > self._timeout:
-                    self.gone = True
-                    reason = f"no end after {self._timeout:g} s{_at(running, item)}"
-                    return Outcome(item, "failed", reason=reason)
-                continue
-            if not line:
-                return self._died(item, running)
-            answer = json.loads(line)
-            if "begin" in answer:
+            for answer in self._process.ask(item._asdict(), self._timeout, stop):
+                if "outcome" in answer:
+                    return Outcome.from_json(item.level, answer["outcome"])
                 running = answer["begin"]
-            else:
-                return Outcome.from_json(item.level, answer["outcome"])
-
-    def _line(self, wait: float) -> bytes | None:
-        """The next line; empty at the end; None if there is none within `wait` seconds."""
-        stdout: Any = self._process.stdout
-        while b"\n" not in self._buffer:
-            if not select.select([stdout], [], [], wait)[0]:
-                return None
-            chunk = os.read(stdout.fileno(), 1 << 16)
-            if not chunk:
-                return b""
-            self._buffer += chunk
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return line
-
-    def _died(self, item: Item, running: str) -> Outcome:
-        self.gone = True
-        code = self._process.wait()
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        where = _at(running, item)
-        self._remarks.seek(0)
-        said = self._remarks.read().decode(errors="replace").strip().splitlines()
-        said = [line for line in said if not line.startswith("Extension modules:")]
-        last = f"; it said: {' | '.join(said[-6:])}" if said else ""
-        return Outcome(item, "failed", reason=f"its process ended {how}{where}{last}"[:2000])
+        except Ended as end:
+            how, _, last = str(end).partition("; it said: ")
+            said = f"; it said: {last}" if last else ""
+            return Outcome(item, "failed", reason=f"{how}{_at(running, item)}{said}")
+        except Stopped:
+            pass
+        return Outcome(item, "skipped", reason="interrupted")
 
     def close(self) -> None:
-        """End the process, at once if it does not end by itself."""
-        stdin: Any = self._process.stdin
-        with contextlib.suppress(BrokenPipeError):
-            stdin.close()
-        if self.gone:
-            self._process.kill()
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        stdout: Any = self._process.stdout
-        stdout.close()
-        self._remarks.close()
+        """End the process."""
+        self._process.close()

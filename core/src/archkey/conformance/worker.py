@@ -8,13 +8,12 @@ A JSON line on stdin is a question, the fields of an `Item`; the answer on stdou
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
+from collections.abc import Callable
 from typing import Any
 
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
+from archkey.conformance.process import Say, serve
 from archkey.locate import devices, find_device
 from archkey.probe import Device
 from archkey.session import Session
@@ -52,21 +51,21 @@ def main() -> None:
     parser.add_argument("--examples", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     given = parser.parse_args()
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # a kernel that prints must not be taken for an answer
 
-    def say(**answer: Any) -> None:
-        print(json.dumps(answer), file=answers, flush=True)
+    def start() -> Callable[[dict[str, Any], Say], None]:
+        import torch
 
-    import torch
+        torch.set_num_threads(1)  # the pool has a worker a core
+        session = open_for(given.target, given.level)
+        options = Options(given.examples, given.seed)
 
-    torch.set_num_threads(1)  # the pool has a worker a core
-    session = open_for(given.target, given.level)
-    options = Options(given.examples, given.seed)
-    for line in sys.stdin:
-        item = Item(**json.loads(line))
-        outcome = examine(session, item, options, lambda name: say(begin=name))
-        say(outcome=outcome.to_json())
+        def answer(question: dict[str, Any], say: Say) -> None:
+            outcome = examine(session, Item(**question), options, lambda name: say(begin=name))
+            say(outcome=outcome.to_json())
+
+        return answer
+
+    serve(start)
 
 
 if __name__ == "__main__":

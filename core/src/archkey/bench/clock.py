@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long calls take on a device.
+
+On an accelerator each call is captured in a graph of its own and replayed between two events;
+before each replay a sweep overwrites the last-level cache, and the inputs rotate. So host work is
+not in the time, and the caches are as cold as in an engine that has just run another layer. What
+cannot be captured is launched between events, and says so in `Timing.method`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from archkey.bench.results import Timing
+
+__all__ = ["Clock"]
+
+Call = Callable[[], object]
+
+_SLOW_MS = 250.0  # from here on a call is not captured: launching is no part of its time any more
+_WARM_MS = 2.0  # up to here, the time among others of its kind is measured too
+_IN_A_ROW = 20  # calls of the graph for the warm time
+
+
+class Clock:
+    """Times calls on `device`.
+
+    samples  calls that are timed, at most
+    seconds  of device time that they may take; three are timed whatever they take
+    """
+
+    def __init__(self, device: torch.device, samples: int = 40, seconds: float = 1.0) -> None:
+        self.device = device
+        self.samples, self.seconds = samples, seconds
+        self._sweep: torch.Tensor | None = None
+        if device.type == "cuda":
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
+            # AMD's last-level cache of 256 MiB is not what torch states as L2.
+            size = max(3 * cache, 192 << 20) if torch.version.hip is None else 768 << 20
+            self._sweep = torch.empty(size, dtype=torch.int8, device=device)
+
+    def time(self, calls: Sequence[Call]) -> Timing:
+        """The time of one call; `calls` are the same call on different inputs.
+
+        Raises what a call raises.
+        """
+        with torch.inference_mode():
+            if self._sweep is None:
+                return self._by_host(calls)
+            with torch.cuda.device(self.device):
+                return self._on_device(calls)
+
+    def _by_host(self, calls: Sequence[Call]) -> Timing:
+        calls[0]()
+        start = time.perf_counter()
+        calls[-1]()
+        count = self._count(time.perf_counter() - start)
+        times = []
+        for i in range(count):
+            start = time.perf_counter()
+            calls[i % len(calls)]()
+            times.append((time.perf_counter() - start) * 1e6)
+        return _timing(times, "host")
+
+    def _on_device(self, calls: Sequence[Call]) -> Timing:
+        for call in calls:  # the first one compiles, and tunes itself
+            call()
+        once_ms = self._between_events(calls[-1])
+        graphs = [] if once_ms > _SLOW_MS else _captured(calls)
+        replays: Sequence[Call] = [graph.replay for graph in graphs] or calls
+        count = self._count(once_ms / 1e3)
+        times = [self._between_events(replays[i % len(replays)]) * 1e3 for i in range(count)]
+        warm = self._warm(calls) if graphs and once_ms < _WARM_MS else None
+        return _timing(times, "graph" if graphs else "events", warm)
+
+    def _between_events(self, call: Call) -> float:
+        """Milliseconds of `call` on the device after a sweep of its cache."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        sweep: Any = self._sweep
+        sweep.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+    def _warm(self, calls: Sequence[Call]) -> float | None:
+        """Microseconds of a call in a graph of many, with nothing between them."""
+        rounds = -(-_IN_A_ROW // len(calls))
+        graphs = _captured([lambda: [call() for _ in range(rounds) for call in calls]])
+        if not graphs:
+            return None
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        times: list[float] = []
+        for _ in range(7):
+            start.record()
+            graphs[0].replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 1e3 / (rounds * len(calls)))
+        return statistics.median(times[1:])
+
+    def _count(self, seconds: float) -> int:
+        """Samples that fit into the time; three at least."""
+        return max(3, min(self.samples, int(self.seconds / max(seconds, 1e-9))))
+
+
+def _captured(calls: Sequence[Call]) -> list[torch.cuda.CUDAGraph]:
+    """A graph for each call; none at all if one cannot be captured."""
+    graphs = []
+    torch.cuda.synchronize()
+    try:
+        for call in calls:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                call()
+            graph.replay()
+            graphs.append(graph)
+        torch.cuda.synchronize()
+    except RuntimeError:  # it waits for the device, or allocates by itself
+        torch.cuda.synchronize()
+        return []
+    return graphs
+
+
+def _timing(times: Sequence[float], method: str, warm: float | None = None) -> Timing:
+    """Median and spread of times [us]."""
+    ordered = sorted(times)
+
+    def at(share: float) -> float:
+        return ordered[round(share * (len(ordered) - 1))]
+
+    return Timing(statistics.median(ordered), at(0.1), at(0.9), len(ordered), method, warm)
