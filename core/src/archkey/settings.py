@@ -9,7 +9,7 @@
 | `ARCHKEY_OVERRIDE_<OPERATOR>` | the kernel to use for that operator, still checked |
 | `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
 | `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
-| `ARCHKEY_DATA_DIR` | where `archkey check` keeps its records; default: the user's data folder |
+| `ARCHKEY_DATA_DIR` | where `check` and `tune` keep what they found; default: user's data folder |
 | `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning, error |
 """
 
@@ -20,6 +20,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 from archkey.errors import SettingError, nearest
@@ -80,6 +81,16 @@ def settings() -> Settings:
     if found.loglevel is not None:  # else the level is the application's business
         logging.getLogger("archkey").setLevel(found.loglevel)
     return found
+
+
+def data_path() -> Path:
+    """The folder for what commands find out on this machine."""
+    chosen = settings().data_dir
+    if chosen:
+        return Path(chosen)
+    import platformdirs  # only commands that keep something need it
+
+    return platformdirs.user_data_path("archkey")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import platformdirs
 
 from archkey.conformance.levels import Level
 from archkey.conformance.record import Standing, new, read, standing, write
@@ -20,7 +19,7 @@ from archkey.errors import RecordError
 from archkey.kernel import Kernel
 from archkey.plugins import State
 from archkey.session import Session
-from archkey.settings import settings
+from archkey.settings import data_path
 
 __all__ = ["NAME", "Records", "highest", "keep", "own_path", "records", "standings"]
 
@@ -34,9 +33,7 @@ Records = list[tuple[Path, dict[str, Any]]]
 
 def own_path(subject: str) -> Path:
     """The user's record of a target or plugin."""
-    chosen = settings().data_dir
-    base = Path(chosen) if chosen else platformdirs.user_data_path("archkey")
-    return base / "evidence" / f"{subject}.json"
+    return data_path() / "evidence" / f"{subject}.json"
 
 
 def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
