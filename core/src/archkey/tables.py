@@ -25,7 +25,7 @@ from archkey.errors import PluginError, RecordError, nearest
 from archkey.requirements import Requirement
 from archkey.tuning import Measured, Row, Source, Table
 
-__all__ = ["FORMAT", "numbers", "read", "save", "to_json"]
+__all__ = ["FORMAT", "again", "numbers", "read", "save", "to_json"]
 
 FORMAT = 1
 
@@ -40,19 +40,16 @@ def read(path: Path, *kinds: type[Any]) -> dict[str, Table]:
     PluginError names the file, the table and the row of what cannot be read.
     """
     known = {kind.__name__: kind for kind in kinds}
-    tables = {}
-    for name, table in _document(path)["tables"].items():
-        rows: list[Row] = []
-        try:
-            if table["values"] not in known:
-                raise ValueError(f"values {table['values']!r}; {nearest(table['values'], known)}")
-            for row in table["rows"]:
-                rows.append(_row(row, known[table["values"]]))
-            tables[name] = Table(tuple(rows), Source(path, name))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            where = f"{path}, table {name!r}, after row {len(rows)}"
-            raise PluginError(f"{where}: {type(error).__name__}: {error}") from error
-    return tables
+    document = _document(path)
+    return {name: _table(document, Source(path, name), known) for name in document["tables"]}
+
+
+def again(table: Table) -> Table:
+    """`table` as its file has it now; the same if it is from no file."""
+    if table.source is None:
+        return table
+    kind = type(table.rows[0].values)
+    return _table(_document(table.source.path), table.source, {kind.__name__: kind})
 
 
 def save(path: Path, name: str, table: Table) -> None:
@@ -103,6 +100,21 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 # ---- from the file
+
+
+def _table(document: Mapping[str, Any], source: Source, known: Mapping[str, type[Any]]) -> Table:
+    rows: list[Row] = []
+    try:
+        table = document["tables"][source.name]
+        kind = table["values"]
+        if kind not in known:
+            raise ValueError(f"values {kind!r}; {nearest(kind, known)}")
+        for row in table["rows"]:
+            rows.append(_row(row, known[kind]))
+        return Table(tuple(rows), source)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = f"{source.path}, table {source.name!r}, after row {len(rows)}"
+        raise PluginError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def _row(row: Mapping[str, Any], kind: type[Any]) -> Row:

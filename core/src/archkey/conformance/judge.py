@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,7 +26,9 @@ from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "torch_device", "truth_of"]
+__all__ = ["Result", "judge", "maker_of", "poison_outputs", "torch_device", "truth_of"]
+
+M = TypeVar("M", bound=Maker)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class _Tap:
             guarded = Guarded(names, arguments, outputs)
             inputs = guarded.arguments[: len(arguments) - outputs]
             written = guarded.arguments[len(arguments) - outputs :]
-            _poison(inputs, written)
+            poison_outputs(inputs, written)
             guarded.watch()
             self.seconds = _timed(run, guarded.arguments)
             if fault := guarded.trespass():
@@ -185,10 +187,10 @@ def _empty(returned: Any) -> bool:
     return bool(tensors) and all(not out.numel() for out in tensors)
 
 
-def maker_of(session: Session, seed: int = 0) -> Maker:
-    """Makes tensors where the session's are, in its flavour of FP8."""
+def maker_of(session: Session, seed: int = 0, kind: type[M] = Maker) -> M:  # type: ignore[assignment]
+    """Makes tensors where the session's are, in its flavour of FP8; `kind` says how."""
     flavour = session.fp8 if session.fp8 in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
-    return Maker(torch_device(session), seed, flavour)
+    return kind(torch_device(session), seed, flavour)
 
 
 def torch_device(session: Session) -> str:
@@ -200,7 +202,7 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def _poison(inputs: list[Any], outputs: list[Any]) -> None:
+def poison_outputs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
     read = {
         t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()
