@@ -7,7 +7,18 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["replace"]
+from archkey.settings import settings
+
+__all__ = ["data_path", "replace"]
+
+
+def data_path(*parts: str) -> Path:
+    """A path in the user's data folder, or in ARCHKEY_DATA_DIR."""
+    import platformdirs  # after `import archkey`, which must stay light
+
+    chosen = settings().data_dir
+    base = Path(chosen) if chosen else platformdirs.user_data_path("archkey")
+    return base.joinpath(*parts)
 
 
 def replace(path: Path, text: str) -> None:

@@ -20,7 +20,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 from types import MappingProxyType
 
 from archkey.errors import SettingError, nearest
@@ -81,16 +80,6 @@ def settings() -> Settings:
     if found.loglevel is not None:  # else the level is the application's business
         logging.getLogger("archkey").setLevel(found.loglevel)
     return found
-
-
-def data_path() -> Path:
-    """The folder for what commands find out on this machine."""
-    chosen = settings().data_dir
-    if chosen:
-        return Path(chosen)
-    import platformdirs  # only commands that keep something need it
-
-    return platformdirs.user_data_path("archkey")
 
 
 def _names(text: str) -> tuple[str, ...]:

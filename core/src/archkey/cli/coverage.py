@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import click
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from archkey.conformance.record import Standing
 
-__all__ = ["Row", "command"]
+__all__ = ["Row", "command", "rows"]
 
 NOT_RUN = "none"
 """The evidence level where no check has been recorded."""
@@ -72,14 +72,19 @@ def command(targets: tuple[str, ...], markdown: bool, as_json: bool) -> None:
     archkey coverage --target cuda_sm90 --target rocm_gfx950
     archkey coverage --json | jq -r '.[] | select(.degraded) | .operator + " " + .target'
     """
-    keys = dict.fromkeys(Target.parse(target).key for target in targets or _installed())
-    rows = [row for key in keys for row in _cover(key)]
+    found = rows(targets)
     if as_json:
-        emit(rows)
+        emit(found)
     elif markdown:
-        click.echo(_markdown(rows))
+        click.echo(_markdown(found))
     else:
-        _show(rows)
+        _show(found)
+
+
+def rows(targets: Sequence[str] = ()) -> list[Row]:
+    """Every operator on each of `targets`; none means those of the installed plugins, and cpu."""
+    keys = dict.fromkeys(Target.parse(target).key for target in targets or _installed())
+    return [row for key in keys for row in _cover(key)]
 
 
 def _installed() -> list[str]:

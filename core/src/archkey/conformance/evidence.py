@@ -12,6 +12,7 @@ from typing import Any
 
 import filelock
 
+from archkey._files import data_path
 from archkey.conformance.levels import Level
 from archkey.conformance.record import Standing, new, read, standing, write
 from archkey.conformance.sources import digest
@@ -19,7 +20,6 @@ from archkey.errors import RecordError
 from archkey.kernel import Kernel
 from archkey.plugins import State
 from archkey.session import Session
-from archkey.settings import data_path
 
 __all__ = ["NAME", "Records", "highest", "keep", "own_path", "records", "standings"]
 
@@ -33,7 +33,7 @@ Records = list[tuple[Path, dict[str, Any]]]
 
 def own_path(subject: str) -> Path:
     """The user's record of a target or plugin."""
-    return data_path() / "evidence" / f"{subject}.json"
+    return data_path("evidence", f"{subject}.json")
 
 
 def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:

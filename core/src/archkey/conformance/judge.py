@@ -202,7 +202,7 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def poison_outputs(inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+def poison_outputs(inputs: list[Any], outputs: list[Any]) -> None:
     """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
     read = {
         t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()

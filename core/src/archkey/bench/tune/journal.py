@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archkey._files import data_path
 from archkey.bench.tune.search import Outcome
 from archkey.errors import RecordError
-from archkey.settings import data_path
 
 __all__ = ["Journal", "own_path"]
 
 
 def own_path(target: str) -> Path:
     """The user's journal of a target."""
-    return data_path() / "tuning" / f"{target}.jsonl"
+    return data_path("tuning", f"{target}.jsonl")
 
 
 class Journal:

@@ -30,7 +30,9 @@ Time = Callable[[Sequence[Callable[[], object]]], Timing]
 Judge = Callable[..., gate.Verdict]
 """(operator, truth, outputs, peer=False) -> verdict: `archkey.bench.gate.compare`."""
 
-_SETS = 2  # of inputs, in turns: what one call leaves in the caches is not what the next one needs
+_SETS, _LARGE = 2, 1 << 30
+"""Sets of inputs, in turns: what a call leaves in the caches is not what the next one reads. Inputs
+of that many bytes sweep the caches themselves: one set."""
 
 
 def with_values(kernel: Kernel, values: Any, spills: int = 0) -> Kernel:
@@ -57,7 +59,9 @@ class Rig:
             inputs = sample.inputs(maker_of(self._session, 0, Supply))
             truth = gate.listen(self._session, name, inputs)
             del inputs
-            sets = [self._arguments(sample, seed) for seed in range(1, _SETS + 1)]
+            sets = [self._arguments(sample, 1)]
+            if sum(value.nbytes for value in sets[0] if isinstance(value, torch.Tensor)) < _LARGE:
+                sets += [self._arguments(sample, seed) for seed in range(2, _SETS + 1)]
         except torch.OutOfMemoryError as error:
             raise ArchkeyError(
                 f"{sample.name} is too large to be judged on this device; choose other calls with "
@@ -66,7 +70,7 @@ class Rig:
 
         def outcome(values: Any) -> Outcome:
             self._answers()
-            plan = self._plan(sample, values, row.spills)
+            plan = self.plan(sample, values, row.spills)
             if isinstance(plan, str):
                 return Outcome("failed", plan)
             run = plan.run
@@ -90,14 +94,14 @@ class Rig:
     def _written(self, sample: Sample, run: Callable[..., None]) -> dict[str, torch.Tensor]:
         """The outputs of one run on the inputs of the truth; what is not written shows."""
         operator = self._session.operators[sample.kernel.operator]
-        arguments = self._arguments(sample, 0)
-        inputs, outputs = arguments[: len(operator.inputs)], arguments[len(operator.inputs) :]
+        arguments, count = list(self._arguments(sample, 0)), len(operator.inputs)
+        inputs, outputs = arguments[:count], arguments[count:]
         poison_outputs(inputs, outputs)
         run(*arguments)
         named = zip(operator.outputs, outputs, strict=True)
         return {name: out for name, out in named if out is not None}
 
-    def _plan(self, sample: Sample, values: Any, spills: int) -> Plan | str:
+    def plan(self, sample: Sample, values: Any, spills: int) -> Plan | str:
         """The kernel with these numbers, or why there is none."""
         key = (sample.kernel.operator, sample.problem, values, spills)
         if key not in self._built:

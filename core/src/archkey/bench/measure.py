@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One entrant at one workload: bind, judge, time. Knows one device, and nothing of other processes.
+
+An entrant is `archkey`, the kernel that the session chooses; `archkey:KERNEL`, another one of ours;
+or a peer's route, `peer` or `peer:label`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from archkey import explain
+from archkey.bench import peers
+from archkey.bench.clock import Clock
+from archkey.bench.entrant import Bound, NotServed
+from archkey.bench.gate import Truth, Verdict, compare, listen, soil
+from archkey.bench.results import OURS, Entry
+from archkey.bench.workload import Supply, Workload, cost_of, workloads_of
+from archkey.conformance.cases import cases_of
+from archkey.conformance.judge import poison_outputs, torch_device
+from archkey.errors import UnknownName, Unsupported, describe
+from archkey.kernel import resolve
+from archkey.probe import Device
+from archkey.session import Session
+from archkey.session import open as open_session
+
+__all__ = ["Bench", "entrants_of", "route_name"]
+
+_SETS = ((4 << 30, 1), (1 << 30, 2), (0, 4))
+"""Sets of inputs that rotate, by the bytes of one: one set of gigabytes sweeps the cache itself."""
+
+
+def route_name(peer: peers.Peer, route: peers.Route) -> str:
+    """What the entrant is called."""
+    return f"{peer.name}:{route.label}" if route.label else peer.name
+
+
+def entrants_of(operator: str) -> dict[str, tuple[peers.Peer, peers.Route]]:
+    """Every route of a peer for `operator`, by the entrant's name."""
+    return {
+        route_name(peer, route): (peer, route)
+        for peer in peers.PEERS
+        for route in peer.routes
+        if route.operator == operator
+    }
+
+
+class Bench:
+    """Measures on `device`. `samples` and `seconds` are those of `Clock`."""
+
+    def __init__(self, device: Device, seed: int, samples: int, seconds: float) -> None:
+        self._device, self._seed = device, seed
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._truth: tuple[tuple[str, str], Truth] | None = None
+        self.session = open_session(device)
+        self.where = torch.device(torch_device(self.session))
+        self._clock = Clock(self.where, samples, seconds)
+
+    @cached_property
+    def fp8(self) -> str:
+        """The flavour of FP8 that tensors of this device have."""
+        flavour = self.session.fp8
+        return flavour if flavour in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
+
+    def head(self, operator: str, name: str) -> dict[str, Any]:
+        """What a workload is, what it costs, and which kernel of ours it gets, and why."""
+        contract, workload = self.session.operators[operator], self._workload(operator, name)
+        cost = cost_of(contract, self._inputs(workload, 0))
+        row: dict[str, Any] = {
+            "operator": operator,
+            "family": contract.family,
+            **{key: getattr(workload, key) for key in ("name", "title", "model", "tp", "quick")},
+            **cost.__dict__,
+            **{"problem": "", "decision": None, "explained": ""},
+        }
+        try:
+            decision = self.session.decide(self._true(workload).problem)
+        except Unsupported as error:  # the operator itself says that this device cannot
+            return {**row, "explained": str(error)}
+        said = {"decision": decision.to_json(), "explained": explain.explain(decision)}
+        return {**row, "problem": str(decision.problem), **said}
+
+    def entry(self, operator: str, name: str, entrant: str) -> Entry:
+        """Judge and time one entrant. What it raises is an answer, too."""
+        workload = self._workload(operator, name)
+        try:
+            return self._timed(workload, entrant)
+        except NotServed as refusal:
+            return Entry(entrant, "not served", str(refusal))
+        except Unsupported as refusal:
+            return Entry(entrant, "not served", describe(refusal, 300))
+        except Exception as error:  # a library may raise anything, and the next one still runs
+            return Entry(entrant, "failed", describe(error, 500))
+        finally:
+            if self.where.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _timed(self, workload: Workload, entrant: str) -> Entry:
+        peer = not (entrant == OURS or entrant.startswith(f"{OURS}:"))
+        truth = self._true(workload)
+        bind = self._binder(workload.operator, entrant)
+        inputs = self._inputs(workload, 0)
+        verdict, bound = self._judged(workload.operator, truth, bind, inputs, peer=peer)
+        entry = Entry(
+            entrant,
+            "timed" if verdict.passed else "wrong",
+            error=verdict.error if verdict.error < float("inf") else None,
+            tolerance=verdict.tolerance,
+            output=verdict.output,
+            how=bound.how,
+        )
+        if not peer:
+            session = self._session(workload.operator, entrant)
+            decision = session.decide(truth.problem)
+            kernel = decision.chosen.id if decision.chosen else ""
+            entry = replace(entry, kernel=kernel, degraded=decision.degraded)
+        if not verdict.passed:
+            far = f"{verdict.error:.2g} of {verdict.tolerance:.2g} allowed"
+            return replace(entry, reason=f"{verdict.output} is off by {far}")
+        del bound, inputs
+        with torch.inference_mode():
+            calls = [bind(inputs).call for inputs in self._sets(workload)]
+        return replace(entry, timing=self._clock.time(calls))
+
+    def _judged(
+        self,
+        operator: str,
+        truth: Truth,
+        bind: Callable[[Mapping[str, Any]], Bound],
+        inputs: Mapping[str, Any],
+        *,
+        peer: bool,
+    ) -> tuple[Verdict, Bound]:
+        """Call once on `inputs`, in memory that held NaN, and compare."""
+        with torch.inference_mode():
+            soil(self.where)
+            bound = bind(inputs)
+            bound.call()
+            return compare(operator, truth, bound.outputs(), peer=peer), bound
+
+    def check(self, entrant: str, operator: str) -> Iterator[dict[str, Any]]:
+        """A peer's route on the small inputs of the exam's models: what came of each."""
+        bind = self._binder(operator, entrant)
+        for case in cases_of(self.session.operators[operator]):
+            if case.edge:
+                continue
+            row: dict[str, Any] = {"case": case.name, "status": "passed", "reason": ""}
+            try:
+                truth = listen(self.session, operator, case.inputs(self._supply(0)))
+                inputs = case.inputs(self._supply(0))
+                verdict, _ = self._judged(operator, truth, bind, inputs, peer=True)
+                row |= {"error": verdict.error, "tolerance": verdict.tolerance}
+                if not verdict.passed:
+                    row |= {"status": "wrong", "reason": f"{verdict.output} is off"}
+                    if verdict.error == float("inf"):
+                        row["error"] = None
+            except (NotServed, Unsupported) as refusal:
+                row |= {"status": "not served", "reason": describe(refusal, 200)}
+            except Exception as error:  # as in `entry`
+                row |= {"status": "failed", "reason": describe(error, 300)}
+            yield row
+
+    def _binder(self, operator: str, entrant: str) -> Callable[[Mapping[str, Any]], Bound]:
+        if entrant == OURS or entrant.startswith(f"{OURS}:"):
+            session = self._session(operator, entrant)
+            return lambda inputs: _bind_ours(session, operator, inputs)
+        known = entrants_of(operator)
+        if entrant not in known:
+            raise UnknownName(f"entrant for {operator}", entrant, known)
+        return peers.adapter(*known[entrant])
+
+    def _session(self, operator: str, entrant: str) -> Session:
+        """The session in which the entrant is the kernel of choice."""
+        kernel = entrant.partition(":")[2]
+        if not kernel:
+            return self.session
+        key = (operator, kernel)
+        if key not in self._sessions:
+            self._sessions[key] = open_session(self._device, override={operator: kernel})
+        return self._sessions[key]
+
+    def _workload(self, operator: str, name: str) -> Workload:
+        known = {w.name: w for w in workloads_of(self.session.operators[operator])}
+        if name not in known:
+            raise UnknownName(f"workload of {operator}", name, known)
+        return known[name]
+
+    def _true(self, workload: Workload) -> Truth:
+        """The truth at a workload; the last one is kept for the entrants to come."""
+        key = (workload.operator, workload.name)
+        if self._truth is None or self._truth[0] != key:
+            self._truth = None  # gigabytes: the old one goes before the new one comes
+            inputs = self._inputs(workload, 0)
+            self._truth = (key, listen(self.session, workload.operator, inputs))
+        return self._truth[1]
+
+    def _supply(self, offset: int) -> Supply:
+        return Supply(self.where, self._seed + offset, self.fp8)
+
+    def _inputs(self, workload: Workload, offset: int) -> Mapping[str, Any]:
+        return workload.inputs(self._supply(offset))
+
+    def _sets(self, workload: Workload) -> Iterator[Mapping[str, Any]]:
+        """Fresh inputs, as many sets as make sense for their size."""
+        first = self._inputs(workload, 1)
+        size = sum(value.nbytes for value in first.values() if isinstance(value, torch.Tensor))
+        yield first
+        for offset in range(2, next(count for least, count in _SETS if size >= least) + 1):
+            yield self._inputs(workload, offset)
+
+
+class _Ours:
+    """Stands in for a session: the first call's outputs start as NaN, and are kept by name."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.outputs: dict[str, torch.Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def launcher(self, problem: Any) -> Callable[..., None]:
+        """The bound kernel; wrapped until it has run once."""
+        run = self._session.launcher(problem)
+        return run if self.outputs else lambda *arguments: self._first(problem, run, arguments)
+
+    def _first(self, problem: Any, run: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        contract = self._session.operators[problem.operator]
+        count = len(contract.inputs)
+        poison_outputs(list(arguments[:count]), list(arguments[count:]))
+        run(*arguments)
+        named = zip(contract.outputs, arguments[count:], strict=True)
+        self.outputs = {name: out for name, out in named if out is not None}
+
+
+def _bind_ours(session: Session, operator: str, inputs: Mapping[str, Any]) -> Bound:
+    """archkey's public function; outputs that are not given are allocated by each call."""
+    implementation = resolve(session.operators[operator].function).__wrapped__
+    ours = _Ours(session)
+    return Bound(lambda: implementation(ours, **inputs), lambda: ours.outputs)

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bench run: which questions are asked of the measuring process, and the document of the answers.
+
+A library that crashes or hangs costs its own entry; the process is started anew for the next one.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from archkey import __version__
+from archkey.bench import peers
+from archkey.bench.ceilings import bound
+from archkey.bench.measure import entrants_of, route_name
+from archkey.bench.peers import Peer, Route
+from archkey.bench.results import FORMAT, OURS, Entry
+from archkey.bench.workload import Cost, Workload
+from archkey.conformance.process import Ended, Process
+from archkey.errors import ArchkeyError
+from archkey.locate import find_device
+from archkey.probe import Device
+from archkey.requirements import installed_versions
+
+__all__ = ["Asker", "Terms", "checks", "new", "run", "standings", "steps"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run is held.
+
+    device   as torch names it ("cuda:0"), or a target
+    samples  calls that are timed, at most; seconds  of device time they may take
+    timeout  seconds for one entry, compilation and tuning included; 0 is no limit
+    seed     of all inputs
+    """
+
+    device: str
+    samples: int = 40
+    seconds: float = 1.0
+    timeout: float = 600.0
+    seed: int = 0
+
+
+class Asker:
+    """Asks the measuring process, and starts another one when it is gone."""
+
+    def __init__(self, terms: Terms, module: str = "archkey.bench.child") -> None:
+        self._terms, self._module = terms, module
+        self._process: Process | None = None
+
+    def __enter__(self) -> Asker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def ask(self, what: str, **question: Any) -> dict[str, Any]:
+        """The answer. Raises Ended if there is none, ArchkeyError if the question was wrong."""
+        if self._process is None:
+            options = {name: str(getattr(self._terms, name)) for name in _PASSED_ON}
+            # A peer's Triton kernels keep what they tuned, so that the next process need not.
+            environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_AUTOTUNING": "1"}
+            self._process = Process(self._module, options, environment)
+        try:
+            answer = next(self._process.ask({"ask": what, **question}, self._terms.timeout))
+        except Ended:
+            self.close()
+            raise
+        except KeyboardInterrupt:
+            self._process.gone = True
+            self.close()
+            raise
+        if "error" in answer:
+            raise ArchkeyError(answer["error"])
+        if answer.get("usable") is False:
+            self._process.gone = True
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+
+_PASSED_ON = ("device", "seed", "samples", "seconds")
+
+
+def standings(asker: Asker) -> list[dict[str, Any]]:
+    """Every peer: whether it can be used here, its versions, and how to install it."""
+    rows = []
+    for peer in peers.PEERS:
+        try:
+            found = asker.ask("standing", peer=peer.name)["standing"]
+        except Ended as end:
+            found = {"state": "broken", "reason": str(end), "versions": {}}
+        own = {key: getattr(peer, key) for key in ("name", "title", "install", "home")}
+        served = sorted({route.operator for route in peer.routes})
+        rows.append({**own, **found, "operators": served})
+    return rows
+
+
+def checks(asker: Asker, peer: Peer) -> Iterator[tuple[Route, list[dict[str, Any]]]]:
+    """Each route of an installed peer on small inputs: what came of each case."""
+    for route in peer.routes:
+        try:
+            entrant = route_name(peer, route)
+            yield route, asker.ask("check", operator=route.operator, entrant=entrant)["check"]
+        except Ended as end:
+            yield route, [{"case": "", "status": "failed", "reason": str(end)}]
+
+
+def new(terms: Terms, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A document without results."""
+    device = find_device(terms.device)
+    return {
+        "format": FORMAT,
+        "complete": False,
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "archkey": __version__,
+        "machine": {"device": _card(device), "host": _host(terms)},
+        "versions": {
+            **installed_versions(["archkey", "torch", "triton", "numpy"]),
+            "python": platform.python_version(),
+        },
+        "settings": {**terms.__dict__, **settings},
+        "ceilings": [],
+        "peers": [],
+        "coverage": [],
+        "workloads": [],
+    }
+
+
+def _card(device: Device) -> dict[str, Any]:
+    """The device, without what tells one card from its twin."""
+    return {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
+
+
+def _host(terms: Terms) -> dict[str, str]:
+    host = find_device("cpu")
+    return {
+        "cpu": host.name,
+        "cores": str(host.compute_units or os.cpu_count() or ""),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def run(
+    document: dict[str, Any],
+    asker: Asker,
+    workloads: Sequence[Workload],
+    kernels: Mapping[str, Sequence[str]],
+    wanted: Sequence[str] | None,
+) -> Iterator[str]:
+    """Fill `document`; yields the name of each step before it is taken.
+
+    kernels  operator -> further kernels of ours to measure beside the chosen one
+    wanted   peers by name; None: all
+
+    The document can be kept after every step: an interrupted run has what was done by then.
+    """
+    yield "peers"
+    document["peers"] = standings(asker)
+    yield "ceilings"
+    _take_ceilings(document, asker, "start")
+    for workload in workloads:
+        yield f"{workload.operator} {workload.name}"
+        row = _head(asker, workload)
+        row["entries"] = []
+        _bound(row, document["ceilings"])
+        document["workloads"].append(row)
+        for entrant in _entrants(workload.operator, kernels.get(workload.operator, ()), wanted):
+            yield f"{workload.operator} {workload.name}: {entrant}"
+            entry = _entry(asker, workload, entrant, document["peers"])
+            row["entries"].append(_rated(entry, row).to_json())
+    yield "ceilings"
+    _take_ceilings(document, asker, "end")
+    document["complete"] = True
+
+
+def steps(
+    workloads: Sequence[Workload],
+    kernels: Mapping[str, Sequence[str]],
+    wanted: Sequence[str] | None,
+) -> int:
+    """How many names `run` will yield."""
+    each = (list(_entrants(w.operator, kernels.get(w.operator, ()), wanted)) for w in workloads)
+    return 3 + sum(1 + len(entrants) for entrants in each)
+
+
+def _entrants(operator: str, kernels: Sequence[str], wanted: Sequence[str] | None) -> Iterator[str]:
+    yield OURS
+    yield from (f"{OURS}:{kernel}" for kernel in kernels)
+    for name, (peer, _) in entrants_of(operator).items():
+        if wanted is None or peer.name in wanted or name in wanted:
+            yield name
+
+
+def _head(asker: Asker, workload: Workload) -> dict[str, Any]:
+    """What the workload is. If its truth cannot be had, that is said, and its entries fail."""
+    try:
+        head: dict[str, Any] = asker.ask("head", operator=workload.operator, workload=workload.name)
+        return head["head"]  # type: ignore[no-any-return]
+    except Ended as end:
+        own = {key: getattr(workload, key) for key in ("name", "title", "model", "tp", "quick")}
+        cost = Cost(0.0, 0.0)
+        said = {"problem": "", "decision": None, "explained": str(end)}
+        return {"operator": workload.operator, "family": "", **own, **cost.__dict__, **said}
+
+
+def _entry(
+    asker: Asker, workload: Workload, entrant: str, peers: Sequence[Mapping[str, Any]]
+) -> Entry:
+    peer = entrants_of(workload.operator).get(entrant)
+    if peer:
+        (found,) = (row for row in peers if row["name"] == peer[0].name)
+        if found["state"] != "installed":
+            status = "not installed" if found["state"] == "not installed" else "failed"
+            return Entry(entrant, status, found["reason"])
+    try:
+        question = {"operator": workload.operator, "workload": workload.name, "entrant": entrant}
+        return Entry.from_json(asker.ask("entry", **question)["entry"])
+    except Ended as end:
+        return Entry(entrant, "failed", str(end))
+
+
+def _take_ceilings(document: dict[str, Any], asker: Asker, when: str) -> None:
+    """Measure the ceilings. None at all if the process dies of it."""
+    try:
+        found = asker.ask("ceilings")["ceilings"]
+    except Ended:
+        return
+    for ceiling in found:
+        rows = {row["name"]: row for row in document["ceilings"]}
+        if ceiling["name"] not in rows:
+            row = {"name": ceiling["name"], "unit": ceiling["unit"], "start": None, "end": None}
+            document["ceilings"].append(row)
+            rows[ceiling["name"]] = row
+        rows[ceiling["name"]][when] = ceiling["value"]
+
+
+def _bound(row: dict[str, Any], ceilings: Sequence[Mapping[str, Any]]) -> None:
+    """Put the workload's bound into its row, by the ceilings of the start: the card is cool."""
+    values = {ceiling["name"]: ceiling["start"] for ceiling in ceilings}
+    row |= {"bound_us": None, "bound_by": "", "ceiling": None}
+    if {"copy", "bfloat16"} <= set(values) and (row["flops"] or row["bytes"]):
+        cost = Cost(row["flops"], row["bytes"], row["rate"])
+        us, name = bound(cost, values)
+        row |= {"bound_us": us, "bound_by": name, "ceiling": values.get(name, values["bfloat16"])}
+
+
+def _rated(entry: Entry, row: Mapping[str, Any]) -> Entry:
+    """The entry with its rates."""
+    if entry.timing is None:
+        return entry
+    us = entry.timing.us
+    return replace(
+        entry,
+        tflops=row["flops"] / us / 1e6 if row["flops"] else None,
+        gbs=row["bytes"] / us / 1e3 if row["bytes"] else None,
+        of_bound=row["bound_us"] / us if row["bound_us"] else None,
+    )

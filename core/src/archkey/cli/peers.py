@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of `archkey bench peers`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from archkey.cli import render
+
+if TYPE_CHECKING:
+    from archkey.bench.peers import Route
+
+__all__ = ["checked", "show"]
+
+_STYLES = {"installed": "green", "not installed": "dim", "broken": "red"}
+
+
+def checked(found: Iterable[tuple[Route, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """The routes of a peer with what came of them, each named on stderr as soon as it is known."""
+    console = render.open_console(stderr=True)
+    rows = []
+    for route, cases in found:
+        rows.append({"operator": route.operator, "label": route.label, "cases": cases})
+        console.print(f"{route.operator} {route.label}: {_counted(cases)}", soft_wrap=True)
+    return rows
+
+
+def show(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every peer: state, versions, what it computes, how to install it, and its checks."""
+    console = render.open_console()
+    lines: list[list[render.Cell]] = []
+    for row in rows:
+        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+        # Where it is missing, the command says all; where it is broken, what was raised does.
+        remark = "" if row["state"] == "installed" else row["reason"]
+        title = render.stack(Text(row["title"], "bold"), row["home"])
+        state = render.stack(Text(row["state"], _STYLES[row["state"]]), versions or remark)
+        lines.append([title, state, "\n".join(row["operators"]), row["install"]])
+    render.table(console, ("peer", "state", "operators", "install"), lines, airy=True)
+    for row in rows:
+        for route in row.get("checks", ()):
+            name = ":".join(filter(None, (row["name"], route["label"])))
+            console.print(f"{name} {route['operator']}: {_counted(route['cases'])}")
+            for case in route["cases"]:
+                if case["status"] in ("wrong", "failed"):
+                    said = f"  {case['status']}: {case['case']}: {case['reason']}{_far(case)}"
+                    console.print(Text(said, "red"))
+
+
+def _counted(cases: Sequence[Mapping[str, Any]]) -> str:
+    counts = Counter(case["status"] for case in cases)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "no case"
+    worst = [case["error"] for case in cases if case["status"] == "passed"]
+    return said + (f", worst error {max(worst):.1e}" if worst else "")
+
+
+def _far(case: Mapping[str, Any]) -> str:
+    if case.get("error") is None or case.get("tolerance") is None:
+        return ""
+    return f" by {case['error']:.2g}, allowed {case['tolerance']:.2g}"

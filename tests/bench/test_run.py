@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bench run on the CPU: who gets a time, what becomes of the others, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.bench import _small
+
+from archkey.bench import peers, results, run
+from archkey.bench.measure import Bench, route_name
+from archkey.bench.peers import PEERS as SHIPPED
+from archkey.conformance.process import Ended
+from archkey.errors import ArchkeyError
+from archkey.locate import find_device
+from archkey.ops import OPERATORS
+
+TERMS = run.Terms("cpu", samples=5, seconds=0.05, timeout=20.0, seed=3)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small workloads and made-up peers, in this process."""
+    monkeypatch.setattr(peers, "PEERS", peers.PEERS)
+    for name in ("rmsnorm", "fused_add_rmsnorm"):
+        monkeypatch.setitem(OPERATORS, name, OPERATORS[name])
+    _small.put_in_place()
+
+
+@pytest.fixture
+def asker(small: None) -> Iterator[run.Asker]:
+    with run.Asker(TERMS, module="tests.bench._small") as found:
+        yield found
+
+
+@pytest.fixture
+def bench(small: None) -> Bench:
+    return Bench(find_device("cpu"), seed=3, samples=5, seconds=0.05)
+
+
+def test_ours_is_judged_and_timed(bench: Bench) -> None:
+    entry = bench.entry("rmsnorm", "small-tp1-t7", "archkey")
+    assert (entry.status, entry.kernel) == ("timed", "cpu:torch")
+    assert entry.error is not None and 0 < entry.error <= 4e-3
+    timing = entry.timing
+    assert timing is not None and timing.method == "host"
+    assert 0 < timing.low <= timing.us <= timing.high and 3 <= timing.samples <= 5
+
+
+def test_an_operator_in_place_is_judged_on_its_first_call(bench: Bench) -> None:
+    for entrant in ("archkey", "made-up"):
+        entry = bench.entry("fused_add_rmsnorm", "small-tp2-t5", entrant)
+        assert entry.status == "timed", entry
+
+
+@pytest.mark.parametrize(
+    ("route", "status", "reason"),
+    [
+        ("right", "timed", ""),
+        ("coarse", "timed", ""),
+        ("wrong", "wrong", "out is off by"),
+        ("nameless", "wrong", "none is off"),
+        ("refusing", "not served", "64 tokens at most"),
+        ("raising", "failed", "illegal memory access"),
+    ],
+)
+def test_what_is_not_right_gets_no_time(bench: Bench, route: str, status: str, reason: str) -> None:
+    entry = bench.entry("rmsnorm", "small-tp1-t7", f"made-up:{route}")
+    assert entry.status == status and reason in entry.reason
+    assert (entry.timing is not None) == (status == "timed")
+
+
+def test_a_kernel_of_ours_is_held_to_the_exam_and_a_peer_to_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coarse peer is 1 % off: right for a peer, wrong for us."""
+    assert bench.entry("rmsnorm", "small-tp1-t7", "made-up:coarse").status == "timed"
+    coarse = lambda session, operator, inputs: _small.coarse(inputs)  # noqa: E731 - a stand-in
+    monkeypatch.setattr("archkey.bench.measure._bind_ours", coarse)
+    entry = bench.entry("rmsnorm", "small-tp1-t7", "archkey")
+    assert entry.status == "wrong" and entry.timing is None
+
+
+def test_another_kernel_by_name(bench: Bench) -> None:
+    entry = bench.entry("rmsnorm", "small-tp1-t7", "archkey:torch")
+    assert (entry.status, entry.kernel) == ("timed", "cpu:torch")
+
+
+def test_head_says_cost_problem_and_decision(bench: Bench) -> None:
+    head = bench.head("rmsnorm", "small-tp1-t64")
+    assert head["bytes"] == 2 * 64 * 256 * 2 + 256 * 2
+    assert head["problem"].startswith("RmsNormProblem(") and "256" in head["problem"]
+    assert head["decision"]["chosen"] == "cpu:torch" and "cpu:torch" in head["explained"]
+
+
+def test_a_whole_run(asker: run.Asker) -> None:
+    document = run.new(TERMS, {})
+    chosen = _small.WORKLOADS
+    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, None))
+    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, None)
+    assert document["complete"]
+    found = {(w["name"], e.entrant): e for w, e in results.entries(document)}
+    assert len(found) == 2 * (2 + len(_small._ROUTES) + 2) + 2
+    # One that kills its process or hangs costs itself and nothing else.
+    assert "SIGABRT" in found["small-tp1-t7", "made-up:dying"].reason
+    assert "no end after 20 s" in found["small-tp1-t7", "made-up:hanging"].reason
+    assert found["small-tp1-t64", "made-up:right"].status == "timed"
+    absent, broken = (found["small-tp1-t7", name] for name in ("absent", "broken"))
+    assert absent.status == "not installed" and "pip install no-such-package" in absent.reason
+    assert broken.status == "failed" and "ModuleNotFoundError" in broken.reason
+    states = {row["name"]: row["state"] for row in document["peers"]}
+    assert states == {"made-up": "installed", "absent": "not installed", "broken": "broken"}
+    for row in document["ceilings"]:
+        assert row["start"] > 0 and row["end"] > 0
+    copy = next(row["start"] for row in document["ceilings"] if row["name"] == "copy")
+    for workload, entry in results.entries(document):
+        assert workload["bound_us"] == pytest.approx(workload["bytes"] / copy * 1e6)
+        if entry.timing:
+            assert entry.gbs == pytest.approx(workload["bytes"] / entry.timing.us / 1e3)
+            assert entry.of_bound == pytest.approx(workload["bound_us"] / entry.timing.us)
+            assert entry.tflops is None, "no matrix product in it"
+
+
+def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) -> None:
+    document, path = run.new(TERMS, {}), tmp_path / "run.json"
+    for name in run.run(document, asker, _small.WORKLOADS[:1], {}, ["made-up:right"]):
+        results.write(path, document)
+        if name.endswith("made-up:right"):
+            break
+    found = results.read(path)
+    assert not found["complete"]
+    assert [entry.entrant for _, entry in results.entries(found)] == ["archkey"]
+
+
+def test_a_question_that_is_wrong_is_an_error(asker: run.Asker) -> None:
+    with pytest.raises(ArchkeyError, match="no workload of rmsnorm .*nearest|no-such"):
+        asker.ask("entry", operator="rmsnorm", workload="no-such", entrant="archkey")
+    assert asker.ask("standing", peer="made-up")["standing"]["state"] == "installed"
+
+
+def test_the_process_is_started_again(asker: run.Asker) -> None:
+    question = {"operator": "rmsnorm", "workload": "small-tp1-t7"}
+    with pytest.raises(Ended, match="SIGABRT"):
+        asker.ask("entry", **question, entrant="made-up:dying")
+    assert asker.ask("entry", **question, entrant="archkey")["entry"]["status"] == "timed"
+
+
+def test_checks_of_a_peer_use_small_inputs(bench: Bench) -> None:
+    rows = list(bench.check("made-up:right", "rmsnorm"))
+    assert {"passed"} <= {row["status"] for row in rows}
+    rows = list(bench.check("made-up:wrong", "rmsnorm"))
+    assert "wrong" in {row["status"] for row in rows}
+
+
+def test_entries_survive_json(bench: Bench, tmp_path: Path) -> None:
+    document: dict[str, Any] = {**run.new(TERMS, {}), "workloads": []}
+    found = [bench.entry("rmsnorm", "small-tp1-t7", e) for e in ("archkey", "made-up:wrong")]
+    head = bench.head("rmsnorm", "small-tp1-t7")
+    document["workloads"] = [{**head, "entries": [entry.to_json() for entry in found]}]
+    results.write(tmp_path / "x.json", document)
+    read = results.read(tmp_path / "x.json")
+    assert [entry for _, entry in results.entries(read)] == found
+
+
+def test_names_of_entrants_are_unique() -> None:
+    names = [(r.operator, route_name(p, r)) for p in SHIPPED for r in p.routes]
+    assert len(names) == len(set(names))
+    for name in {peer.name for peer in SHIPPED}:
+        assert name != results.OURS and ":" not in name
