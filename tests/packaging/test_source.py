@@ -17,7 +17,7 @@ BODIES = sorted((CORE / "kernels").rglob("*.py"))
 
 # The way of the data, first to last. A room imports rooms before it, when it is imported itself.
 ROOMS = (
-    *("errors", "_torch", "settings", "_files", "conditions", "requirements", "tuning"),
+    *("errors", "_torch", "settings", "_files", "conditions", "requirements", "tuning", "tables"),
     *("target", "probe", "capabilities", "ops", "formats", "kernel", "hookspecs"),
     *("_admission", "plugins", "selection", "explain", "launch", "locate", "session"),
     *("reference", "kernels", "integrations", "conformance", "bench", "scaffold", "cli"),

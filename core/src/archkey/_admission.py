@@ -17,7 +17,8 @@ from archkey.errors import PluginError, UnknownName
 from archkey.kernel import Kernel
 from archkey.ops import Operator
 from archkey.requirements import Requirement
-from archkey.tuning import Row, Table
+from archkey.tables import numbers
+from archkey.tuning import Row, Space, Table
 
 __all__ = ["check_api", "check_capabilities", "check_kernels", "check_operator", "results"]
 
@@ -117,6 +118,17 @@ def _check_shape(kernel: Kernel) -> None:
         if type(row) is not Row:
             raise PluginError(f"{where}: it must be a Row, is {row!r:.200}")
         _check_parts(row, (("when", Condition), ("requires", Requirement)), where)
+    if kernel.space is not None:
+        _check_space(kernel.space, numbers(kernel.tuning.rows[0].values), f"kernel {name!r}")
+
+
+def _check_space(space: Space, fields: dict[str, Any], where: str) -> None:
+    """What may be tried are numbers that the values have."""
+    if type(space) is not Space:
+        raise PluginError(f"{where}: space must be a Space, is {space!r:.200}")
+    for name in space.fields:
+        if name not in fields:
+            raise UnknownName("number of its tuning", name, fields, f"In the space of {where}.")
 
 
 def _check_parts(owner: Kernel | Row, parts: tuple[tuple[str, type], ...], where: str) -> None:

@@ -56,7 +56,8 @@ def row_text(number: int, row: Row) -> str:
 
 def measured_text(row: Row) -> str:
     """Where the numbers of a row come from; tables write "not measured: ..." for guesses."""
-    return row.measured if row.measured.startswith("not ") else f"measured: {row.measured}"
+    said = str(row.measured)
+    return said if said.startswith("not ") else f"measured: {said}"
 
 
 def fence_text(fence: Fence) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.conditions import Condition
 from archkey.requirements import Requirement
-from archkey.tuning import Table
+from archkey.tuning import Space, Table
 
 if TYPE_CHECKING:
     from archkey.launch import Build
@@ -37,6 +37,7 @@ class Kernel:
     needs     conditions on capabilities, e.g. `is_("tcgen05", True)`
     requires  distributions it rests on, with known-bad versions
     tuning    numbers for its body, or None
+    space     which numbers `archkey tune` may try instead, or None
     plugin    name of the plugin that supplied it; filled in when the plugin is loaded
     """
 
@@ -49,6 +50,7 @@ class Kernel:
     tuning: Table | None = None
     summary: str = ""
     plugin: str = ""
+    space: Space | None = None
 
     @property
     def id(self) -> str:

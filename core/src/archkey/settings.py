@@ -9,7 +9,7 @@
 | `ARCHKEY_OVERRIDE_<OPERATOR>` | the kernel to use for that operator, still checked |
 | `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
 | `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
-| `ARCHKEY_DATA_DIR` | where `archkey check` keeps its records; default: the user's data folder |
+| `ARCHKEY_DATA_DIR` | where `check` and `tune` keep what they found; default: user's data folder |
 | `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning, error |
 """
 

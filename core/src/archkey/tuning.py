@@ -10,14 +10,39 @@ in `requires`, are passed over where they do not hold, and the next row that fit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from archkey.conditions import Condition
 from archkey.requirements import Requirement
 
-__all__ = ["Fence", "Lookup", "Row", "Table"]
+if TYPE_CHECKING:
+    from archkey.capabilities import Capabilities
+
+__all__ = ["Fence", "Lookup", "Measured", "Row", "Source", "Space", "Table"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where numbers were measured; as text it is what `archkey explain` says.
+
+    card      as the driver calls it: "NVIDIA H200"
+    date      ISO 8601
+    versions  of what compiled and timed them: distribution -> version
+    us        microseconds a call of what was timed, by name
+    """
+
+    card: str
+    date: str
+    versions: Mapping[str, str] = field(hash=False)
+    us: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        said = (f"{name} {version}" for name, version in self.versions.items())
+        return ", ".join((self.card, *said, self.date))
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,7 @@ class Row:
 
     requires  versions that the numbers are good with; a row that is bad with one is a fence:
               `Requirement("triton", "!=3.7.0", "wrong sums with 8 warps", "accuracy")`
-    measured  where the numbers come from
+    measured  where the numbers come from, or "not measured: " and what they rest on instead
     spills    bytes of memory beside its registers that a thread may take with them: NVIDIA's stack
               frame, AMD's private segment (`archkey.conformance.machine_code`)
     """
@@ -34,7 +59,7 @@ class Row:
     values: Any
     when: tuple[Condition, ...] = ()
     requires: tuple[Requirement, ...] = ()
-    measured: str = "not measured"
+    measured: str | Measured = "not measured"
     spills: int = 0
 
     def __post_init__(self) -> None:
@@ -89,17 +114,29 @@ class Lookup:
             "row": self.number,
             "values": str(self.row.values),
             "when": [str(condition) for condition in self.row.when],
-            "measured": self.row.measured,
+            "measured": str(self.row.measured),
             "spills": self.row.spills,
             "fenced": [fence.to_json() for fence in self.fenced],
         }
 
 
 @dataclass(frozen=True)
+class Source:
+    """The file that a table was read from, and its name there."""
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of one kernel on one target, special to general."""
+    """Rows of one kernel on one target, special to general.
+
+    source  the file they were read from (`archkey.tables`); None if they are written in Python
+    """
 
     rows: tuple[Row, ...]
+    source: Source | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.rows or self.rows[-1].when or self.rows[-1].requires:
@@ -124,3 +161,33 @@ class Table:
             for rule in row.violated(versions)[:1]
         ]
         return Lookup(number, row, tuple(fenced))
+
+
+def _anything(values: Any, capabilities: Capabilities) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Space:
+    """Which values a row could have: what `archkey tune` tries.
+
+    fields  field of the values -> candidates, in the order in which they are tried; a field that is
+            not named keeps what the row has
+    allows  (values, capabilities) -> whether they make sense together on that device; what the
+            values' own class refuses with a ValueError needs no rule here
+    """
+
+    fields: Mapping[str, tuple[Any, ...]] = field(hash=False)
+    allows: Callable[[Any, Capabilities], bool] = _anything
+
+    def around(self, values: Any, capabilities: Capabilities) -> tuple[Any, ...]:
+        """`values` themselves, then every other combination that is allowed."""
+        found = [values]
+        for numbers in itertools.product(*self.fields.values()):
+            try:
+                other = replace(values, **dict(zip(self.fields, numbers, strict=True)))
+            except ValueError:
+                continue
+            if other not in found and self.allows(other, capabilities):
+                found.append(other)
+        return tuple(found)

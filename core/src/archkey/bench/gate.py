@@ -20,7 +20,7 @@ from archkey.conformance.tolerances import bound, distance
 from archkey.kernel import resolve
 from archkey.session import Session
 
-__all__ = ["Truth", "Verdict", "compare", "listen", "soil"]
+__all__ = ["Truth", "Verdict", "compare", "hear", "listen", "soil"]
 
 PEER_BOUND = 2e-2
 """Of a peer's 16-bit output. P rounded to bfloat16 costs 0.002 to 0.004, to FP8 0.012 to 0.017;
@@ -68,23 +68,31 @@ class _Listener:
         return lambda *arguments: self._heard(problem, arguments)
 
 
+def hear(session: Session, operator: str, inputs: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    """The Problem of a public call, and what its kernel is called with: inputs, then outputs.
+
+    Nothing is launched, and no input changes.
+    """
+    found: list[tuple[Any, tuple[Any, ...]]] = []
+    listener = _Listener(session, lambda problem, arguments: found.append((problem, arguments)))
+    with torch.inference_mode():
+        resolve(session.operators[operator].function).__wrapped__(listener, **inputs)
+    (call,) = found
+    return call
+
+
 def listen(session: Session, operator: str, inputs: Mapping[str, Any]) -> Truth:
     """The truth of a public call; nothing is launched, and no input changes."""
     contract = session.operators[operator]
-    found: list[Truth] = []
-
-    def heard(problem: Any, arguments: tuple[Any, ...]) -> None:
-        count = len(contract.inputs)
-        named = zip(contract.outputs, truth_of(contract, arguments[:count]), strict=True)
-        asked = dict(zip(contract.outputs, arguments[count:], strict=True))
-        outputs = {name: value for name, value in named if asked[name] is not None}
-        fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in arguments[:count])
-        found.append(Truth(problem, outputs, fp8))
-
+    problem, arguments = hear(session, operator, inputs)
+    count = len(contract.inputs)
     with torch.inference_mode():
-        resolve(contract.function).__wrapped__(_Listener(session, heard), **inputs)
-    (truth,) = found
-    return truth
+        truth = truth_of(contract, arguments[:count])
+    named = zip(contract.outputs, truth, strict=True)
+    asked = dict(zip(contract.outputs, arguments[count:], strict=True))
+    outputs = {name: value for name, value in named if asked[name] is not None}
+    fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in arguments[:count])
+    return Truth(problem, outputs, fp8)
 
 
 def compare(

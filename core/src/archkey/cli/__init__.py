@@ -3,7 +3,8 @@
 
 One module a command, named like it and imported when it is asked for, so that `archkey probe`
 loads neither rich nor the sessions. Results go to stdout, progress and logs to stderr; with
-`--json` stdout holds one JSON document and nothing else. Only `demo` and `bench` import torch.
+`--json` stdout holds one JSON document and nothing else. Only `demo`, `bench` and `tune` import
+torch.
 
     exit 0    done
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
@@ -29,7 +30,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = (
     *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
-    "new-plugin",
+    *("tune", "new-plugin"),
 )
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 

@@ -31,7 +31,7 @@ from archkey.plugins import DEFAULT, Plugin, State, discover
 from archkey.session import Session
 from archkey.target import Target
 
-__all__ = ["Subject", "find", "questions", "sources"]
+__all__ = ["Subject", "find", "no_device", "questions", "sources"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def questions(
     wanted = set(operators)
     items: list[Item] = []
     answered: list[Outcome] = []
-    absent = _no_device(subject.target, level)  # asks the drivers: once
+    absent = no_device(subject.target, level)  # asks the drivers: once
     if not wanted and not absent:
         items, answered = _capability_questions(subject, level)
     for name, operator in subject.session.operators.items():
@@ -203,7 +203,7 @@ def _missing(*packages: str) -> str:
     return ""
 
 
-def _no_device(target: str, level: Level) -> str:
+def no_device(target: str, level: Level) -> str:
     """Why the card or simulator of `level` is not here; "" if it is, or none is needed."""
     if level not in (Level.EMULATED, Level.DEVICE):
         return ""

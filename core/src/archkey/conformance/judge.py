@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ from archkey.selection import Decision
 from archkey.session import Session
 
 __all__ = ["Result", "judge", "maker_of", "poison_outputs", "torch_device", "truth_of"]
+
+M = TypeVar("M", bound=Maker)
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,10 @@ def _empty(returned: Any) -> bool:
     return bool(tensors) and all(not out.numel() for out in tensors)
 
 
-def maker_of(session: Session, seed: int = 0) -> Maker:
-    """Makes tensors where the session's are, in its flavour of FP8."""
+def maker_of(session: Session, seed: int = 0, kind: type[M] = Maker) -> M:  # type: ignore[assignment]
+    """Makes tensors where the session's are, in its flavour of FP8; `kind` says how."""
     flavour = session.fp8 if session.fp8 in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
-    return Maker(torch_device(session), seed, flavour)
+    return kind(torch_device(session), seed, flavour)
 
 
 def torch_device(session: Session) -> str:

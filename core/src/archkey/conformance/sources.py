@@ -13,9 +13,11 @@ import functools
 import hashlib
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from archkey.kernel import Kernel
 from archkey.ops import Operator
+from archkey.tuning import Table
 
 __all__ = ["closure", "digest", "imports"]
 
@@ -26,10 +28,17 @@ _ROOMS = ("archkey.kernels", "archkey.formats", "archkey.reference")
 def digest(kernel: Kernel, operator: Operator) -> str:
     """SHA-256 over all that decides the results of `kernel`, as hexadecimal digits."""
     data = (kernel.operator, kernel.name, kernel.build, kernel.accepts, kernel.needs)
-    text = [repr((*data, kernel.requires, kernel.tuning))]
+    text = [repr((*data, kernel.requires, _numbers(kernel.tuning)))]
     for name in sorted(closure(kernel, operator)):
         text += [name, _read(name)]
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+def _numbers(table: Table | None) -> Any:
+    """What of a table decides results. Where its numbers were measured does not."""
+    if table is None:
+        return None
+    return [(row.values, row.when, row.requires, row.spills) for row in table.rows]
 
 
 def closure(kernel: Kernel, operator: Operator) -> set[str]:

@@ -13,6 +13,7 @@ Metadata only; the builders that are named here import triton when a kernel is f
 from __future__ import annotations
 
 from archkey.kernel import Kernel
+from archkey.kernels import spaces
 from archkey.requirements import Requirement
 from archkey.tuning import Table
 
@@ -40,6 +41,7 @@ def rmsnorm_kernels(tuning: Table, qk_tuning: Table) -> tuple[Kernel, ...]:
             requires=(TRITON,),
             tuning=table,
             summary="shared Triton body: a tile of rows in registers, read once, one launch",
+            space=spaces.RMSNORM,
         )
         for operator, table in tables.items()
     )

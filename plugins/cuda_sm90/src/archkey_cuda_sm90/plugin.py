@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import archkey
+from archkey import tables
 from archkey.kernels.catalogue import rmsnorm_kernels
+from archkey.kernels.tunings import RmsNormTuning
 from archkey_cuda_sm90.facts import FACTS
-from archkey_cuda_sm90.tuning import QK_RMSNORM, RMSNORM
 
 ARCHKEY_API = (1, 1)
+
+_TUNING = tables.read(Path(__file__).with_name("tuning.json"), RmsNormTuning)
 
 
 @archkey.hookimpl
@@ -22,4 +26,4 @@ def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]
 @archkey.hookimpl
 def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     """The shared bodies with this architecture's numbers."""
-    yield from rmsnorm_kernels(RMSNORM, QK_RMSNORM)
+    yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"])
