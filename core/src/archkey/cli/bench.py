@@ -12,7 +12,7 @@ import click
 from archkey.cli.output import emit, json_option
 
 if TYPE_CHECKING:
-    from archkey.bench.host import Row
+    from archkey.bench.host_row import Row
 
 __all__ = ["command"]
 
@@ -25,7 +25,8 @@ def command(host: bool, repeats: int, as_json: bool) -> None:
     """Measure what archkey costs on the host, beside the limits of its design.
 
     A kernel that does nothing stands for the launch, so what is left is archkey's own. Each row is
-    the best of N repeats. Exit 1 if a row is over its limit.
+    the best of N repeats. Rows "for scale" are other ways to a kernel, and installed rivals,
+    measured in the same run. Exit 1 if a row is over its limit.
 
     \b
     archkey bench --host
@@ -48,23 +49,12 @@ def _watched(rows: Iterator[Row]) -> Iterator[Row]:
     """Each row as it is measured, named on stderr of a terminal: the whole takes seconds."""
     for row in rows:
         if sys.stderr.isatty():
-            click.echo(f"{row.what}: {row.value:.2f} {row.unit}", err=True)
+            cost = row.note if row.value is None else f"{row.value:.2f} {row.unit}"
+            click.echo(f"{row.what}: {cost}", err=True)
         yield row
 
 
 def _show(rows: list[Row]) -> None:
-    from rich.text import Text
+    from archkey.cli import host_costs, render
 
-    from archkey.cli import render
-
-    lines: list[list[render.Cell]] = [
-        [
-            row.what,
-            f"{row.value:.2f} {row.unit}",
-            "" if row.limit is None else f"{row.limit:g} {row.unit}",
-            Text("ok", "green") if row.passed else Text("over", "red"),
-        ]
-        for row in rows
-    ]
-    columns = ("what", "cost", "limit", "")
-    render.table(render.open_console(), columns, lines, numbers=("cost", "limit"))
+    host_costs.show(render.open_console(), rows)
