@@ -57,7 +57,7 @@ def _ways(x: Any, weight: Any, out: Any) -> Iterator[tuple[str, Callable[[], obj
         yield (
             f"torch.library, {name}",
             lambda operator=operator: operator(x, weight, 1e-6, out),  # type: ignore[misc]
-            "a Python function as a torch operator, CPU key",
+            "a Python function as a torch operator that writes `out`, CPU key",
         )
 
 
