@@ -190,7 +190,7 @@ SGLANG_KDA: Mapping[str, Mapping[str, Any]] = {
     f"{_ATTENTION}fla.fused_recurrent": {"fused_recurrent_kda_packed_decode": sglang_packed},
     f"{_ATTENTION}fla.index": {
         "prepare_chunk_indices": _chunks,
-        "prepare_chunk_offsets": lambda bounds, size: chunk_layout(bounds, int(bounds[-1]), size)[1],
+        "prepare_chunk_offsets": lambda x, size: chunk_layout(x, int(x[-1]), size)[1],
     },
     f"{_ATTENTION}kda_packed_decode": {
         "covered": sglang_covered, "kda_packed_decode": sglang_packed_cuda,
