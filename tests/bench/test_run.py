@@ -99,8 +99,8 @@ def test_head_says_cost_problem_and_decision(bench: Bench) -> None:
 def test_a_whole_run(asker: run.Asker) -> None:
     document = run.new(TERMS, {})
     chosen = _small.WORKLOADS
-    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, None))
-    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, None)
+    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, run.Asked()))
+    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, run.Asked())
     assert document["complete"]
     found = {(w["name"], e.entrant): e for w, e in results.entries(document)}
     assert len(found) == 2 * (2 + len(_small._ROUTES) + 2) + 2
@@ -126,7 +126,8 @@ def test_a_whole_run(asker: run.Asker) -> None:
 
 def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) -> None:
     document, path = run.new(TERMS, {}), tmp_path / "run.json"
-    for name in run.run(document, asker, _small.WORKLOADS[:1], {}, ["made-up:right"]):
+    asked = run.Asked(["made-up:right"])
+    for name in run.run(document, asker, _small.WORKLOADS[:1], {}, asked):
         results.write(path, document)
         if name.endswith("made-up:right"):
             break
@@ -163,6 +164,24 @@ def test_entries_survive_json(bench: Bench, tmp_path: Path) -> None:
     results.write(tmp_path / "x.json", document)
     read = results.read(tmp_path / "x.json")
     assert [entry for _, entry in results.entries(read)] == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "has"),
+    [
+        (run.Asked(), True),
+        (run.Asked(["made-up"]), True),
+        (run.Asked(["made-up:right"]), True),
+        (run.Asked(["made-up:wrong"]), False),
+        (run.Asked(()), False),
+        (run.Asked(without=["made-up"]), False),
+        (run.Asked(["made-up"], ["made-up:right"]), False),
+        (run.Asked(without=["made-up:wrong"]), True),
+    ],
+    ids=repr,
+)
+def test_who_was_asked(asked: run.Asked, has: bool) -> None:
+    assert asked.has("made-up", "made-up:right") is has
 
 
 def test_names_of_entrants_are_unique() -> None:

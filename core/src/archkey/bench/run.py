@@ -26,7 +26,7 @@ from archkey.locate import find_device
 from archkey.probe import Device
 from archkey.requirements import installed_versions
 
-__all__ = ["Asker", "Terms", "checks", "new", "run", "standings", "steps"]
+__all__ = ["Asked", "Asker", "Terms", "checks", "new", "run", "standings", "steps"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,23 @@ class Terms:
     seconds: float = 1.0
     timeout: float = 600.0
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which peers take part, by name or as one route, "flashinfer:fa3".
+
+    only     these; None is all
+    without  not these
+    """
+
+    only: Sequence[str] | None = None
+    without: Sequence[str] = ()
+
+    def has(self, peer: str, entrant: str) -> bool:
+        """Whether the route of `peer` that is called `entrant` takes part."""
+        names = {peer, entrant}
+        return (self.only is None or bool(names & set(self.only))) and not names & set(self.without)
 
 
 class Asker:
@@ -157,12 +174,11 @@ def run(
     asker: Asker,
     workloads: Sequence[Workload],
     kernels: Mapping[str, Sequence[str]],
-    wanted: Sequence[str] | None,
+    peers_asked: Asked,
 ) -> Iterator[str]:
     """Fill `document`; yields the name of each step before it is taken.
 
     kernels  operator -> further kernels of ours to measure beside the chosen one
-    wanted   peers by name; None: all
 
     The document can be kept after every step: an interrupted run has what was done by then.
     """
@@ -176,7 +192,7 @@ def run(
         row["entries"] = []
         _bound(row, document["ceilings"])
         document["workloads"].append(row)
-        for entrant in _entrants(workload.operator, kernels.get(workload.operator, ()), wanted):
+        for entrant in _entrants(workload.operator, kernels, peers_asked):
             yield f"{workload.operator} {workload.name}: {entrant}"
             entry = _entry(asker, workload, entrant, document["peers"])
             row["entries"].append(_rated(entry, row).to_json())
@@ -188,18 +204,20 @@ def run(
 def steps(
     workloads: Sequence[Workload],
     kernels: Mapping[str, Sequence[str]],
-    wanted: Sequence[str] | None,
+    peers_asked: Asked,
 ) -> int:
     """How many names `run` will yield."""
-    each = (list(_entrants(w.operator, kernels.get(w.operator, ()), wanted)) for w in workloads)
+    each = (list(_entrants(w.operator, kernels, peers_asked)) for w in workloads)
     return 3 + sum(1 + len(entrants) for entrants in each)
 
 
-def _entrants(operator: str, kernels: Sequence[str], wanted: Sequence[str] | None) -> Iterator[str]:
+def _entrants(
+    operator: str, kernels: Mapping[str, Sequence[str]], peers_asked: Asked
+) -> Iterator[str]:
     yield OURS
-    yield from (f"{OURS}:{kernel}" for kernel in kernels)
+    yield from (f"{OURS}:{kernel}" for kernel in kernels.get(operator, ()))
     for name, (peer, _) in entrants_of(operator).items():
-        if wanted is None or peer.name in wanted or name in wanted:
+        if peers_asked.has(peer.name, name):
             yield name
 
 

@@ -19,7 +19,7 @@ from archkey.locate import find_device
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from archkey.bench.run import Terms
+    from archkey.bench.run import Asked, Terms
     from archkey.bench.workload import Workload
     from archkey.probe import Device
 
@@ -33,6 +33,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--workload", "-w", "patterns", multiple=True, help="Only such names; repeatable.")
 @click.option("--quick", is_flag=True, help="The short run: a few workloads an operator.")
 @click.option("--peer", "-p", "peers", multiple=True, help="Only this peer; repeatable.")
+@click.option("--skip", "skipped", multiple=True, help="Not this peer; repeatable.")
 @click.option("--no-peers", is_flag=True, help="archkey's own kernels only.")
 @click.option("--kernel", "-k", "kernels", multiple=True, help="Another of ours; repeatable.")
 @click.option("--device", default=None, help="As torch names it; default: the first accelerator.")
@@ -53,6 +54,7 @@ def command(
     patterns: tuple[str, ...],
     quick: bool,
     peers: tuple[str, ...],
+    skipped: tuple[str, ...],
     no_peers: bool,
     kernels: tuple[str, ...],
     device: str | None,
@@ -106,12 +108,12 @@ def command(
         if listing:
             _list(chosen, as_json)
             return
-        from archkey.bench.run import Terms
+        from archkey.bench.run import Asked, Terms
 
         terms = Terms(_device(device), samples, seconds, timeout, seed)
         path = output or _own_path(terms)
-        wanted = () if no_peers else peers or None
-        document = _measure(terms, chosen, kernels, wanted, path)
+        asked = Asked(() if no_peers else peers or None, skipped)
+        document = _measure(terms, chosen, kernels, asked, path)
     _tell(document, path, before, as_json)
 
 
@@ -163,7 +165,7 @@ def _measure(
     terms: Terms,
     chosen: Sequence[Workload],
     kernels: Sequence[str],
-    wanted: Sequence[str] | None,
+    asked: Asked,
     path: Path,
 ) -> dict[str, Any]:
     """Hold the run; the document goes to `path` after every step."""
@@ -172,18 +174,18 @@ def _measure(
     from archkey.cli import render
     from archkey.cli.coverage import rows
 
-    for name in wanted or ():
-        known = {peer.name for peer in PEERS}
+    known = {peer.name for peer in PEERS}
+    for name in (*(asked.only or ()), *asked.without):
         if name.partition(":")[0] not in known:
             raise UnknownName("peer", name, known)
     document = run.new(terms, {"workloads": len(chosen)})
     document["coverage"] = rows(())
     results.write(path, document)  # a folder that cannot be written is said before the work
     more = _kernels(kernels, {workload.operator for workload in chosen})
-    total = run.steps(chosen, more, wanted)
+    total = run.steps(chosen, more, asked)
     with render.progress(total) as step, run.Asker(terms) as asker:
         try:
-            for name in run.run(document, asker, chosen, more, wanted):
+            for name in run.run(document, asker, chosen, more, asked):
                 results.write(path, document)
                 step(name)
         except KeyboardInterrupt:
