@@ -11,7 +11,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 NEEDS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test slow gpu evidence newest lint format clean
+.PHONY: help demo test slow gpu evidence performance newest lint format clean
 
 help:
 	@echo "make demo     run every operator on this machine against the reference"
@@ -19,6 +19,7 @@ help:
 	@echo "make slow     the slow ones"
 	@echo "make gpu      the tests that need a GPU, compiled instead of interpreted"
 	@echo "make evidence the exam of all targets, its records and the README's table; minutes"
+	@echo "make performance  the README's times, from plugins/*/results; measures nothing"
 	@echo "make newest   the kernels with the newest Triton, in a venv of its own"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   let ruff rewrite the files"
@@ -44,6 +45,10 @@ evidence: $(READY)
 	done
 	$(BIN)/archkey check cpu --output core/src/archkey/evidence.json
 	$(BIN)/python -m tests.packaging.readme_coverage
+
+# From documents that `archkey bench --quick` wrote on the card.
+performance: $(READY)
+	$(BIN)/python -m tests.packaging.readme_performance
 
 # The constraints pin one Triton; users have others. torch's own requirement is overruled on purpose.
 newest: $(READY)

@@ -30,11 +30,13 @@ def table() -> str:
     return done.stdout
 
 
-def split(text: str) -> tuple[str, str, str]:
-    """The README before, within and after the table."""
-    before, _, rest = text.partition(BEGIN)
-    within, _, after = rest.partition(END)
-    return before + BEGIN, within, END + after
+def split(text: str, begin: str = BEGIN, end: str = END) -> tuple[str, str, str]:
+    """The README before, within and after a part that is generated; ValueError if it has none."""
+    before, found, rest = text.partition(begin)
+    within, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"the README has no part {begin.strip()}")
+    return before + begin, within, end + after
 
 
 if __name__ == "__main__":

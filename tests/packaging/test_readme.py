@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.packaging import readme_coverage
+from tests.packaging import readme_coverage, readme_performance
 
 from archkey.ops import OPERATORS
 
@@ -57,3 +57,10 @@ def test_the_coverage_table_is_what_the_records_say() -> None:
     """A kernel that changed has lost its evidence: `make evidence` examines it again."""
     _, written, _ = readme_coverage.split(readme_coverage.README.read_text())
     assert written == readme_coverage.table()
+
+
+def test_the_performance_is_what_the_results_say() -> None:
+    """`make performance` writes it from the results that were measured; it measures nothing."""
+    text = readme_performance.README.read_text()
+    _, written, _ = readme_coverage.split(text, readme_performance.BEGIN, readme_performance.END)
+    assert written == readme_performance.block(readme_performance.README.parent)

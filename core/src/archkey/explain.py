@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+from archkey.plugins import DEFAULT
 from archkey.selection import Code, Decision, Rejection
 from archkey.tuning import Fence, Row
 
-__all__ = ["explain", "fence_text", "headline", "measured_text", "row_text", "unsupported"]
+__all__ = [
+    "explain",
+    "fence_text",
+    "headline",
+    "measured_text",
+    "row_text",
+    "short_name",
+    "unsupported",
+]
 
 
 def headline(decision: Decision) -> str:
@@ -46,6 +55,12 @@ def explain(decision: Decision) -> str:
         lines += [f"  fenced:  {fence_text(fence)}" for fence in decision.tuning.fenced]
     lines += [f"  not:     {_sentence(r)}" for r in decision.rejected]
     return "\n".join(lines)
+
+
+def short_name(kernel: str, target: str, degraded: bool) -> str:
+    """A kernel's id for a table about `target`: without the plugin's name if that is the target's
+    own or the default's; `*` is a degraded one."""
+    return kernel.removeprefix(f"{target}:").removeprefix(f"{DEFAULT}:") + "*" * degraded
 
 
 def row_text(number: int, row: Row) -> str:

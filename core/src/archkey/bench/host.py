@@ -4,65 +4,51 @@
     archkey bench --host
 
 Each row is the best of several repeats (the least disturbed one), beside its limit. A kernel
-that does nothing stands for the launch, so that what remains is archkey's own. Times of a busy
-or virtual machine are upper bounds: read the ratio column, too, where there is one.
+that does nothing stands for the launch, so that what remains is archkey's own. Rows "for scale"
+do the same through others (`host_scale`, `host_rivals`), in the same run. Times of a busy or
+virtual machine are upper bounds: read the ratios, too.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import timeit
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from archkey.bench import host_rivals, host_scale
+from archkey.bench.host_row import Row, best, do_nothing, in_new_process
 from archkey.kernel import Kernel, Run
 from archkey.ops._contract import SESSIONS
 from archkey.plugins import Loaded, Plugin
 from archkey.session import Session, open
 
-__all__ = ["Row", "nothing", "measure"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measured cost. `limit` is what the design allows, None where it sets none."""
-
-    what: str
-    value: float
-    unit: str
-    limit: float | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether the cost is within its limit."""
-        return self.limit is None or self.value <= self.limit
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields and `passed`."""
-        return {**self.__dict__, "passed": self.passed}
+__all__ = ["measure", "nothing"]
 
 
 def measure(repeats: int = 7) -> Iterator[Row]:
-    """All rows, each as soon as it is known."""
+    """All rows, each as soon as it is known: archkey's, then others for scale."""
     yield from _fresh_process(repeats)
-    yield from _calls(repeats)
+    ours = None
+    for row in _calls(repeats):
+        ours = row.value if row.what.startswith("rmsnorm(") else ours
+        yield row
+    yield from host_scale.rows(repeats, ours)
+    yield from host_rivals.rows(repeats, ours)
 
 
 def nothing(problem: Any, build: Any) -> Run:
     """Builder of a kernel that does nothing."""
-    return _do_nothing
-
-
-def _do_nothing(*arguments: Any) -> None:
-    pass
+    return do_nothing
 
 
 _IMPORT = """
 import time; start = time.perf_counter(); import archkey
 print(time.perf_counter() - start)
 import sys; assert not {"torch", "triton"} & set(sys.modules)
+"""
+_TORCH = """
+import time; start = time.perf_counter(); import torch
+print(time.perf_counter() - start)
 """
 _DISCOVER = """
 import time, archkey.plugins
@@ -79,18 +65,19 @@ import sys; assert not {"torch", "triton"} & set(sys.modules)
 
 def _fresh_process(repeats: int) -> Iterator[Row]:
     """Costs that are paid once a process, measured in new ones."""
+    ours = _milliseconds(_IMPORT, repeats)
+    yield Row("import archkey, without torch and triton", ours, "ms", 60.0)
     for what, code, limit in (
-        ("import archkey, without torch and triton", _IMPORT, 60.0),
         ("find the installed plugins", _DISCOVER, 20.0),
         ("probe, load plugins and open a session", _OPEN, None),
     ):
-        seconds = [float(_run(code)) for _ in range(repeats)]
-        yield Row(what, min(seconds) * 1e3, "ms", limit)
+        yield Row(what, _milliseconds(code, repeats), "ms", limit)
+    torch = _milliseconds(_TORCH, min(repeats, 3))  # each takes seconds
+    yield Row("for scale: import torch", torch, "ms", ratio=torch / ours)
 
 
-def _run(code: str) -> str:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _milliseconds(code: str, repeats: int) -> float:
+    return min(float(in_new_process(code)) for _ in range(repeats)) * 1e3
 
 
 def _calls(repeats: int) -> Iterator[Row]:
@@ -99,9 +86,6 @@ def _calls(repeats: int) -> Iterator[Row]:
 
     from archkey.ops.rmsnorm import RmsNormProblem, fused_add_rmsnorm, fused_qk_rmsnorm, rmsnorm
 
-    def best(call: Callable[[], object], number: int = 20_000) -> float:
-        return min(timeit.repeat(call, number=number, repeat=repeats)) / number * 1e6
-
     x, residual, row = (torch.randn(4, n, dtype=torch.bfloat16) for n in (512, 512, 2112))
     weight, q_weight = (torch.ones(n, dtype=torch.bfloat16) for n in (512, 1536))
     out, q_out = torch.empty_like(x), torch.empty(4, 1536, dtype=torch.bfloat16)
@@ -109,9 +93,10 @@ def _calls(repeats: int) -> Iterator[Row]:
     session = _session_of_nothing()
     problem = RmsNormProblem("bfloat16", "bfloat16", "bfloat16", 512)
     run = session.plan(problem).run
-    direct = best(lambda: _do_nothing(x, weight, 1e-6, 0.0, False, out))
-    bound = best(lambda: run(x, weight, 1e-6, 0.0, False, out))
-    yield Row("decide, with every reason", best(lambda: session.decide(problem), 2_000), "us")
+    direct = best(lambda: do_nothing(x, weight, 1e-6, 0.0, False, out), repeats)
+    bound = best(lambda: run(x, weight, 1e-6, 0.0, False, out), repeats)
+    decide = best(lambda: session.decide(problem), repeats, 2_000)
+    yield Row("decide, with every reason", decide, "us")
     yield Row("a bound plan, beyond the kernel's function", max(bound - direct, 0.0), "us", 0.3)
     before = SESSIONS.get(x.device)
     SESSIONS[x.device] = session
@@ -129,12 +114,12 @@ def _calls(repeats: int) -> Iterator[Row]:
             *_paged_and_kda_calls(),
         ):
             with torch.inference_mode():  # as engines call it
-                yield Row(f"{what}, beyond the launch", best(call) - direct, "us", 5.0)
+                cost = best(call, repeats) - direct
+            yield Row(f"{what}, beyond the launch", cost, "us", 5.0)
     finally:
         SESSIONS.pop(x.device)
         if before is not None:
             SESSIONS[x.device] = before
-    yield Row("for scale: torch.empty_like", best(lambda: torch.empty_like(x)), "us")
 
 
 def _attention_calls() -> Iterator[tuple[str, Callable[[], object]]]:

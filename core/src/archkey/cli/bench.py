@@ -290,10 +290,13 @@ def _host(repeats: int, as_json: bool) -> None:
     for row in measure(repeats):
         rows.append(row)
         if sys.stderr.isatty():
-            click.echo(f"{row.what}: {row.value:.2f} {row.unit}", err=True)
+            cost = row.note if row.value is None else f"{row.value:.2f} {row.unit}"
+            click.echo(f"{row.what}: {cost}", err=True)
     if as_json:
         emit([row.to_json() for row in rows])
     else:
-        host_costs.show(rows)
+        from archkey.cli import render
+
+        host_costs.show(render.open_console(), rows)
     if not all(row.passed for row in rows):
         raise click.exceptions.Exit(1)

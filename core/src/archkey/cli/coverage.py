@@ -12,6 +12,7 @@ import archkey
 from archkey.cli.output import emit, json_option
 from archkey.conformance import evidence
 from archkey.errors import RecordError, TargetError
+from archkey.explain import short_name
 from archkey.plugins import DEFAULT, discover
 from archkey.target import Target
 
@@ -220,9 +221,7 @@ def _cell(row: Row) -> Text:
 
 
 def _short(row: Row) -> str:
-    """The kernel without its plugin's name if that is the target's or the default's; * degraded."""
-    name = (row["kernel"] or "none").removeprefix(f"{row['target']}:")
-    return name.removeprefix(f"{DEFAULT}:") + "*" * row["degraded"]
+    return short_name(row["kernel"] or "none", row["target"], row["degraded"])
 
 
 def _count(rows: list[Row], target: str) -> tuple[str, ...]:

@@ -167,6 +167,7 @@ OPERATORS = (
         reference="archkey.reference.kda:chunk_kda",
         function="archkey.ops.kda:chunk_kda",
         cases="archkey.conformance.cases.kda",
+        workloads="archkey.bench.workloads.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4": _kimi(ChunkKdaProblem, 8),
@@ -193,6 +194,7 @@ OPERATORS = (
         reference="archkey.reference.kda:fused_recurrent_kda",
         function="archkey.ops.kda:fused_recurrent_kda",
         cases="archkey.conformance.cases.kda",
+        workloads="archkey.bench.workloads.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4 decode": _kimi(FusedRecurrentKdaProblem, 8, in_place=True),
@@ -231,6 +233,7 @@ OPERATORS = (
         reference="archkey.reference.kda:kda_packed_decode",
         function="archkey.ops.kda:kda_packed_decode",
         cases="archkey.conformance.cases.kda",
+        workloads="archkey.bench.workloads.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP4": KdaPackedDecodeProblem(*_LINEAR, 8, 8, 128, 128),

@@ -104,6 +104,7 @@ OPERATORS = (
         reference="archkey.reference.mla:mla_decode",
         function="archkey.ops.mla:mla_decode",
         cases="archkey.conformance.cases.mla",
+        workloads="archkey.bench.workloads.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP1": MlaDecodeProblem(*_BF16, 128),
@@ -143,6 +144,7 @@ OPERATORS = (
         reference="archkey.reference.mla:mla_prefill",
         function="archkey.ops.mla:mla_prefill",
         cases="archkey.conformance.cases.mla",
+        workloads="archkey.bench.workloads.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP8": MlaPrefillProblem("bfloat16", "bfloat16", 16, 16),
@@ -163,6 +165,7 @@ OPERATORS = (
         reference="archkey.reference.mla:merge_attn_states",
         function="archkey.ops.mla:merge_attn_states",
         cases="archkey.conformance.cases.mla",
+        workloads="archkey.bench.workloads.mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 TP8": MergeAttnStatesProblem("bfloat16", "bfloat16", 16, 128),

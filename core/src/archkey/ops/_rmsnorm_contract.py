@@ -72,6 +72,7 @@ OPERATORS = (
         reference="archkey.reference.rmsnorm:rmsnorm",
         function="archkey.ops.rmsnorm:rmsnorm",
         cases="archkey.conformance.cases.rmsnorm",
+        workloads="archkey.bench.workloads.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 hidden": RmsNormProblem(*_BF16, 7168),
@@ -92,6 +93,7 @@ OPERATORS = (
         reference="archkey.reference.rmsnorm:fused_add_rmsnorm",
         function="archkey.ops.rmsnorm:fused_add_rmsnorm",
         cases="archkey.conformance.cases.rmsnorm",
+        workloads="archkey.bench.workloads.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3": FusedAddRmsNormProblem("bfloat16", *_BF16, 7168),
@@ -119,6 +121,7 @@ OPERATORS = (
         reference="archkey.reference.rmsnorm:fused_qk_rmsnorm",
         function="archkey.ops.rmsnorm:fused_qk_rmsnorm",
         cases="archkey.conformance.cases.rmsnorm",
+        workloads="archkey.bench.workloads.rmsnorm",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 q_a, kv_a": FusedQkRmsNormProblem(*_BF16, 1536, 512),

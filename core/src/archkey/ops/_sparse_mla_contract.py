@@ -125,6 +125,7 @@ OPERATORS = (
         reference="archkey.reference.sparse_mla:sparse_mla_prefill",
         function="archkey.ops.sparse_mla:sparse_mla_prefill",
         cases="archkey.conformance.cases.sparse_mla",
+        workloads="archkey.bench.workloads.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 TP1": SparseMlaPrefillProblem(*_BF16, "bf16", 128, 2048),
@@ -157,6 +158,7 @@ OPERATORS = (
         reference="archkey.reference.sparse_mla:sparse_mla_decode",
         function="archkey.ops.sparse_mla:sparse_mla_decode",
         cases="archkey.conformance.cases.sparse_mla",
+        workloads="archkey.bench.workloads.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 TP1": SparseMlaDecodeProblem(*_BF16, "fp8_v32", 128, 2048),
@@ -188,6 +190,7 @@ OPERATORS = (
         reference="archkey.reference.sparse_mla:quantize_sparse_kv",
         function="archkey.ops.sparse_kv:quantize_sparse_kv",
         cases="archkey.conformance.cases.sparse_mla",
+        workloads="archkey.bench.workloads.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2": QuantizeSparseKvProblem("bfloat16", "fp8_v32"),
@@ -207,6 +210,7 @@ OPERATORS = (
         reference="archkey.reference.sparse_mla:dequantize_sparse_kv",
         function="archkey.ops.sparse_kv:dequantize_sparse_kv",
         cases="archkey.conformance.cases.sparse_mla",
+        workloads="archkey.bench.workloads.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 prefix": DequantizeSparseKvProblem(
@@ -227,6 +231,7 @@ OPERATORS = (
         reference="archkey.reference.sparse_mla:logical_to_physical_indices",
         function="archkey.ops.sparse_kv:logical_to_physical_indices",
         cases="archkey.conformance.cases.sparse_mla",
+        workloads="archkey.bench.workloads.sparse_mla",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3.2 page 64": LogicalToPhysicalIndicesProblem(64, 2048),

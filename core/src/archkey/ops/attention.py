@@ -243,6 +243,7 @@ OPERATORS = (
         reference="archkey.reference.attention:unified_attention",
         function="archkey.ops.attention:unified_attention",
         cases="archkey.conformance.cases.attention",
+        workloads="archkey.bench.workloads.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 TP4 decode": _example("bfloat16", 8, 1, 256),

@@ -258,6 +258,7 @@ OPERATORS = (
         reference="archkey.reference.kda:kda_gate",
         function="archkey.ops.kda_gate:kda_gate",
         cases="archkey.conformance.cases.kda",
+        workloads="archkey.bench.workloads.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP8": KdaGateProblem("bfloat16", "float32", 4, 128),
@@ -283,6 +284,7 @@ OPERATORS = (
         reference="archkey.reference.kda:kda_gate_chunk_cumsum",
         function="archkey.ops.kda_gate:kda_gate_chunk_cumsum",
         cases="archkey.conformance.cases.kda",
+        workloads="archkey.bench.workloads.kda",
         examples=MappingProxyType(
             {
                 "Kimi-Linear TP8": KdaGateChunkCumsumProblem(

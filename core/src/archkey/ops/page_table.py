@@ -215,6 +215,7 @@ OPERATORS = (
         reference="archkey.reference.attention:ragged_kv_indices_to_page_table",
         function="archkey.ops.page_table:ragged_kv_indices_to_page_table",
         cases="archkey.conformance.cases.attention",
+        workloads="archkey.bench.workloads.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 verify, page 16": RaggedPageTableProblem("int32", "int32", 16),
@@ -234,6 +235,7 @@ OPERATORS = (
         reference="archkey.reference.attention:req_to_token_to_page_table",
         function="archkey.ops.page_table:req_to_token_to_page_table",
         cases="archkey.conformance.cases.attention",
+        workloads="archkey.bench.workloads.attention",
         examples=MappingProxyType(
             {
                 "Qwen3.5 verify, page 16": RequestPageTableProblem("int32", "int64", "int64", 16),

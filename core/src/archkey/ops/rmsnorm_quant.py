@@ -255,6 +255,7 @@ OPERATORS = (
         reference="archkey.reference.rmsnorm:rmsnorm_quant",
         function="archkey.ops.rmsnorm_quant:rmsnorm_quant",
         cases="archkey.conformance.cases.rmsnorm_quant",
+        workloads="archkey.bench.workloads.rmsnorm_quant",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 hidden, FP8 blocks": RmsNormQuantProblem(

@@ -14,47 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from archkey.bench.entrant import Adapter
+from archkey.bench.peers.peer import Peer, Route
+from archkey.bench.peers.table_a import PEERS_A
+from archkey.bench.peers.table_b import PEERS_B
 from archkey.errors import describe
 from archkey.requirements import installed_versions
 
 __all__ = ["PEERS", "Peer", "Route", "Standing", "adapter", "standing"]
-
-
-@dataclass(frozen=True)
-class Route:
-    """One way in which a peer computes an operator.
-
-    operator  the operator's name
-    function  the adapter in the peer's module
-    label     tells routes of one peer apart: "fa2", "cudnn"; "" if there is one
-    """
-
-    operator: str
-    function: str
-    label: str = ""
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Another library.
-
-    name           "flashinfer"; an entrant is called `name` or `name:label`
-    title          as its authors write it
-    module         its adapters, a module of this package
-    packages       what it imports, top-level names: none of them missing means installed
-    distributions  whose versions are stated
-    install        the command that installs it
-    home           where it lives
-    """
-
-    name: str
-    title: str
-    module: str
-    packages: tuple[str, ...]
-    distributions: tuple[str, ...]
-    install: str
-    home: str
-    routes: tuple[Route, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +41,7 @@ class Standing:
         return {"state": self.state, "reason": self.reason, "versions": dict(self.versions)}
 
 
-PEERS: tuple[Peer, ...] = ()
+PEERS: tuple[Peer, ...] = (*PEERS_A, *PEERS_B)
 """Every peer we know, installed or not."""
 
 
@@ -83,8 +49,12 @@ def standing(peer: Peer) -> Standing:
     """Import the peer's adapters, and with them the library, and say what became of it."""
     versions = installed_versions(peer.distributions)
     for package in peer.packages:
-        if not _there(package):
-            return Standing("not installed", f"no module {package}: {peer.install}", versions)
+        if not any(map(_there, package.split("|"))):
+            return Standing(
+                "not installed",
+                f"no module {package.replace('|', ' or ')}: {peer.install}",
+                versions,
+            )
     try:
         importlib.import_module(peer.module)
     except (Exception, SystemExit) as error:

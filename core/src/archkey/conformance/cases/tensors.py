@@ -23,6 +23,7 @@ __all__ = [
     "formed",
     "head_major",
     "lay",
+    "nowhere",
     "put",
     "spread",
     "unused_table",
@@ -110,6 +111,11 @@ def bounds(
 ) -> torch.Tensor:
     """cu_seqlens `[B + 1]` of ragged sequences."""
     return make.tensor(list(accumulate(lengths, initial=start)), dtype)
+
+
+def nowhere(make: Maker) -> int:
+    """What an entry that nobody may look at names: a slot that does not exist, or slot 0."""
+    return NOWHERE if make.poisons else 0
 
 
 def unused_table(make: Maker, rows: int, columns: int) -> torch.Tensor:

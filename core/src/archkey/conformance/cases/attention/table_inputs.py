@@ -16,7 +16,7 @@ import torch
 
 from archkey.conformance.case import Maker
 from archkey.conformance.cases.spec import INTEGERS
-from archkey.conformance.cases.tensors import NOWHERE, bounds, spread
+from archkey.conformance.cases.tensors import NOWHERE, bounds, nowhere, spread
 
 __all__ = ["Ragged", "Requests"]
 
@@ -66,7 +66,7 @@ class _Tables:
         if self.swa:
             swa_page = 1 + make.permutation(len(order) + 1, torch.int64)
             swa_slots = swa_page[:, None] * self.page + offsets + self.base
-            swa_slots[0] = NOWHERE
+            swa_slots[0] = nowhere(make)
             for i, numbers in enumerate(mine):
                 swa_slots[numbers[: self.evicted]] = -(i % 2)
             tables["full_to_swa"] = swa_slots.flatten()
@@ -76,7 +76,7 @@ class _Tables:
     def _tables(self, make: Maker, columns: int) -> dict[str, torch.Tensor]:
         """Stale tables."""
         rows = len(self.lens) + self.rows
-        stale = make.tensor([NOWHERE]).repeat(rows, 2 * columns)
+        stale = make.tensor([nowhere(make)]).repeat(rows, 2 * columns)
         halves = (
             (stale[:, :columns], stale[:, columns:])
             if self.beside
@@ -105,7 +105,7 @@ class Ragged(_Tables):
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
         slots, shared = self._slots(make)
-        nobody = make.tensor([NOWHERE] * self.around, INTEGERS[self.slots])
+        nobody = make.tensor([nowhere(make)] * self.around, INTEGERS[self.slots])
         return {
             "kv_indices": torch.cat([nobody, *slots, nobody]),
             "kv_indptr": bounds(make, self.lens, INTEGERS[self.lengths], self.around),
@@ -128,7 +128,7 @@ class Requests(_Tables):
         """Keyword arguments."""
         slots, shared = self._slots(make)
         sequences = len(self.lens)
-        nobody = make.tensor([NOWHERE, -1], INTEGERS[self.slots])
+        nobody = make.tensor([NOWHERE, -1] if make.poisons else [0, 0], INTEGERS[self.slots])
         table = nobody.repeat(2 * sequences + 1, max(self.lens, default=0) // 2 + 1)
         rows = 2 * sequences - 2 * make.permutation(sequences, torch.int64)  # the last is used
         for row, mine in zip(rows.tolist(), slots, strict=True):

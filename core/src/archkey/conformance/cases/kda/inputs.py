@@ -97,7 +97,8 @@ class Kda:
     def _shared(self, make: Maker) -> tuple[dict[str, Any], Any]:
         """Arguments of both operators, and slots or None."""
         values = _tokens(make, self)
-        _poison_rows(values, self)
+        if make.poisons:
+            _poison_rows(values, self)
         values |= _states(make, self)
         values |= {"scale": self.scale, "use_qk_l2norm_in_kernel": bool(self.l2norm)}
         if self.gate == "raw":

@@ -64,7 +64,7 @@ class Packed:
             raw_gate(make, (b, hv * k_dim), self.values, gate),
             make.randn(b, hv, dtype=torch.float32).mul(2).to(gate),
         ]
-        for x in rows:
+        for x in rows if make.poisons else ():
             x[list(self.skipped)] = float("nan")
         slots = make.permutation(b + 2, torch.int64 if self.wide else torch.int32)[:b]
         slots[:1] = b + 2  # the last one, which is far in a far pool
@@ -118,7 +118,7 @@ class Gate:
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
         g = raw_gate(make, (*self.shape, self.heads, self.dim), self.values, DTYPES[self.dtype])
-        if self.lengths:
+        if self.lengths and make.poisons:
             g[:, sum(self.lengths) :] = float("nan")
         given: dict[str, Any] = {
             "g": lay(make, g, self.lay),

@@ -51,6 +51,8 @@ def raw_gate(make: Maker, shape: tuple[int, ...], kind: str, dtype: torch.dtype)
 
 def pool_of(make: Maker, states: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
     """`states` of a pool; those of nobody become NaN and infinite in turn."""
+    if not make.poisons:
+        return states
     used = set(slots.flatten().tolist())
     for i, slot in enumerate(s for s in range(len(states)) if s not in used):
         states[slot] = (float("nan"), float("inf"), float("-inf"))[i % 3]

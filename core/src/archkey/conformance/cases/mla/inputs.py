@@ -25,13 +25,13 @@ from archkey.conformance.cases.mla.values import (
 )
 from archkey.conformance.cases.spec import DTYPES
 from archkey.conformance.cases.tensors import (
-    NOWHERE,
     bounds,
     dtype_of,
     empty,
     factor,
     formed,
     head_major,
+    nowhere,
     put,
     spread,
 )
@@ -130,7 +130,7 @@ class Decode:
         cache = empty(make, blocks * self.page, self.width, dtype=dtype)
         for b, (rows, queries) in enumerate(zip(slots, self._each(), strict=True)):
             first = max(0, len(rows) - 1 - self.window) if self.window >= 0 and queries else 0
-            table[b, : first // self.page] = NOWHERE  # freed: the window has left them
+            table[b, : first // self.page] = nowhere(make)  # freed: the window has left them
             keys = real_values(make, len(rows) - first, self.width) + (0.1 if self.level else 0)
             put(cache, rows[first:], stored(keys, dtype, self.kv_descale))
         cache = cache.view(blocks, self.page, self.width)
@@ -284,7 +284,7 @@ class Merge:
             base = torch.tensor([pair[part] for pair in self.pairs])[turn % len(self.pairs)]
             lse = base.to(make.device) + make.randn(tokens, heads, dtype=torch.float32)
             out = real_values(make, tokens, heads, self.width).masked_fill(
-                (lse.abs() == inf)[..., None], torch.nan
+                (lse.abs() == inf)[..., None], torch.nan if make.poisons else 0.0
             )
             call[f"out_{name}"] = self._laid(make, f"out_{name}", out.to(DTYPES[self.dtype]))
             call[f"lse_{name}"] = self._laid(make, f"lse_{name}", lse)

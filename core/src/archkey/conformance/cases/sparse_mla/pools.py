@@ -57,6 +57,8 @@ def placed(cache: torch.Tensor, layout: PackedKV, *, far: bool) -> torch.Tensor:
 class Pool:
     """A paged cache `[blocks, page, row]`: about half of its slots are filled, the last one is.
 
+    Without poison there is nothing to tell an empty slot by, and all are filled.
+
     gap  elements between rows of a bfloat16 pool; blocks of a packed one lie apart
     far  the last block lies past element 2^31
     """
@@ -71,19 +73,30 @@ class Pool:
     def __call__(self, make: Maker) -> tuple[torch.Tensor, torch.Tensor]:
         """The cache, and the slots in use `[n]`."""
         capacity = self.blocks * self.page
-        slots = 1 + make.permutation(capacity - 1)[: max(1, capacity // 2)].to(torch.int64)
-        slots[0] = capacity - 1
-        slots = slots.unique()
+        if make.poisons:
+            slots = _some(make, capacity)
+        else:
+            slots = torch.arange(capacity, device=make.device)
         if self.kv_format == "bf16":
             cache = empty(make, capacity, self.width, dtype=torch.bfloat16)
             cache[slots] = small(make, len(slots), self.width)
             cache = cache.view(self.blocks, self.page, self.width)
             return make.far(cache) if self.far else spread(make, cache, self.gap), slots
         layout = packed(flavoured(make, self.kv_format))
-        cache = empty_cache(layout, self.blocks, self.page, device=make.device).fill_(0xFF)
+        cache = empty_cache(layout, self.blocks, self.page, device=make.device)
+        if make.poisons:
+            cache.fill_(0xFF)
         rows = latents(make, len(slots), layout)
         store(cache, slots, *rows, layout, "pow2" if layout.planar else "fp32")
         return placed(cache, layout, far=self.far) if self.far or self.gap else cache, slots
+
+
+def _some(make: Maker, capacity: int) -> torch.Tensor:
+    """Half of the slots in order, the last one among them and slot 0 never."""
+    slots = 1 + make.permutation(capacity - 1)[: max(1, capacity // 2)].to(torch.int64)
+    slots[0] = capacity - 1
+    some: torch.Tensor = slots.unique()
+    return some
 
 
 def index_lists(
@@ -118,11 +131,13 @@ def index_lists(
 def lengths(make: Maker, n: int, lists: torch.Tensor) -> torch.Tensor:
     """topk_length `[n]` of lists `[rows, k]`, random in [0, k]; what they cut off is poisoned.
 
-    There stands slot 0, which is NaN, and no slot at all.
+    There stands slot 0, which is NaN, and no slot at all; without poison what stood there.
     """
     rows, k = lists.shape
     length: torch.Tensor = make.randint(0, k + 1, n)
     length[0] = (k + 1) // 2
+    if not make.poisons:
+        return length
     column = torch.arange(k, device=make.device)
     cut = column >= length.repeat_interleave(rows // n)[:, None]
     lists[cut] = make.tensor([0, 2**31 - 1])[column % 2].expand(rows, k)[cut]

@@ -19,13 +19,19 @@ from archkey.formats.sparse_kv import PackedKV, empty_cache, packed
 __all__ = ["Dequantize", "Logical", "Quantize"]
 
 
+def _outside(capacity: int) -> list[int]:
+    """Slots that a cache does not have."""
+    return [-1, capacity, -(2**31), 2**31 - 1]
+
+
 @dataclass(frozen=True)
 class Quantize:
     """A call of `quantize_sparse_kv`.
 
     values  "plain"; "zeros"; "tiny": all but one of a tile are negative and underflow; "faint":
             smaller than the least amax a scale is made from; "loud": thousands
-    slots   dtype of slot_mapping, which drops some tokens and leaves some slots alone; "" for none
+    slots   dtype of slot_mapping, which drops some tokens (none without poison) and leaves some
+            slots alone; "" for none
     paged   rows are `[blocks, page, width]`, one for each slot
     joint   latent and rope are views of one tensor
     out     what the cache is passed as: "uint8", "int8", "fp8"; "" for a new one
@@ -57,7 +63,7 @@ class Quantize:
         call: dict[str, Any] = {"format": name, "scale_mode": self.scale_mode}
         if self.slots:
             capacity = self.blocks * self.page
-            outside = [-1, capacity, -(2**31), 2**31 - 1][: self.tokens - 1]
+            outside = _outside(capacity)[: self.tokens - 1] if make.poisons else []
             # Nobody writes slot 0: who takes -1 for it is found out.
             inside = 1 + make.permutation(capacity - 1)[: self.tokens - len(outside)]
             parts = inside[:1], make.tensor(outside), inside[1:]
@@ -128,8 +134,9 @@ class Dequantize:
         if self.slots:
             slots = used[make.randint(0, len(used), self.tokens).long()]
             slots[0] = capacity - 1
-            outside = make.tensor([-1, capacity, -(2**31), 2**31 - 1], torch.int64)
-            slots[1:5] = outside[: self.tokens - 1]
+            if make.poisons:
+                outside = make.tensor(_outside(capacity), torch.int64)
+                slots[1:5] = outside[: self.tokens - 1]
             call["slot_mapping"] = slots.to(INTEGERS[self.slots])
         if self.out:
             lead = (self.tokens,) if self.slots else (self.blocks, self.page)
