@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,49 @@ def test_what_the_exam_would_refuse_of_machine_code_is_no_candidate(
     fits, spills, allowed = json.loads(out)
     assert (fits, allowed) == (8, 1)
     assert "spills" in spills and "allowed are 0" in spills
+
+
+_AHEAD = """
+import json, os, pathlib, archkey
+from archkey.bench.tune.ahead import compile_ahead, jobs
+from archkey.bench.tune.rig import Rig
+from archkey.bench.tune.samples import Sample, pick
+from archkey.bench.tune.search import Group
+from archkey.kernels.tunings import RmsNormTuning
+from archkey.tuning import Row
+
+def programs():
+    return len(list(pathlib.Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")))
+
+def main():
+    session = archkey.open("cuda_sm90")
+    kernel = pick(session, "rmsnorm", None)
+    problem = min(session.operators["rmsnorm"].examples.values(), key=lambda p: p.width)
+    values = [RmsNormTuning(1024, warps) for warps in (1, 2, 4)]
+    samples = [Sample(name, kernel, None, problem) for name in ("T=1", "T=64")]
+    groups = [Group(1, Row(values[0]), tuple(samples), tuple(values))]
+    listed = jobs(groups, lambda sample, values: values.num_warps == 4)
+    told = []
+    compile_ahead(session.device, listed, 2, told.append)
+    after = programs()
+    for one in values[:2]:
+        assert not isinstance(Rig(session, None).plan(samples[0], one, 0), str)
+    print(json.dumps([len(listed), len(told), after, programs()]))
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_what_was_compiled_ahead_is_what_the_search_finds(
+    run_python: Callable[..., str], tmp_path: Path
+) -> None:
+    """Two calls of one Problem need one compilation, and what is known none."""
+    script = tmp_path / "ahead.py"
+    script.write_text(_AHEAD)
+    out = run_python(
+        f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')",
+        TRITON_INTERPRET="0",
+        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+    )
+    assert json.loads(out) == [2, 2, 2, 2]
