@@ -5,8 +5,8 @@
 
 Each row is the best of several repeats (the least disturbed one), beside its limit. A kernel
 that does nothing stands for the launch, so that what remains is archkey's own. Rows "for scale"
-do the same through others (`host_scale`, `host_rivals`), in the same run. Times of a busy or
-virtual machine are upper bounds: read the ratios, too.
+do the same through others (`host_scale`, `host_rivals`), and ours is measured again beside each.
+Times of a busy or virtual machine are upper bounds: read the ratios, too.
 """
 
 from __future__ import annotations
@@ -28,12 +28,7 @@ __all__ = ["measure", "nothing"]
 def measure(repeats: int = 7) -> Iterator[Row]:
     """All rows, each as soon as it is known: archkey's, then others for scale."""
     yield from _fresh_process(repeats)
-    ours = None
-    for row in _calls(repeats):
-        ours = row.value if row.what.startswith("rmsnorm(") else ours
-        yield row
-    yield from host_scale.rows(repeats, ours)
-    yield from host_rivals.rows(repeats, ours)
+    yield from _calls(repeats)
 
 
 def nothing(problem: Any, build: Any) -> Run:
@@ -116,6 +111,13 @@ def _calls(repeats: int) -> Iterator[Row]:
             with torch.inference_mode():  # as engines call it
                 cost = best(call, repeats) - direct
             yield Row(f"{what}, beyond the launch", cost, "us", 5.0)
+
+        def ours() -> float:
+            with torch.inference_mode():
+                return best(lambda: rmsnorm(x, weight, 1e-6, out=out), repeats) - direct
+
+        yield from host_scale.rows(repeats, ours)
+        yield from host_rivals.rows(repeats, ours)
     finally:
         SESSIONS.pop(x.device)
         if before is not None:

@@ -54,13 +54,13 @@ class Rival:
     ways: Callable[[Any, Any, Any], Iterator[Way]]
 
 
-def rows(repeats: int, ours: float | None) -> Iterator[Row]:
-    """The rows of every rival; `ours` is what archkey's functional call costs [microseconds]."""
+def rows(repeats: int, ours: Callable[[], float]) -> Iterator[Row]:
+    """The rows of every rival; `ours` measures archkey's functional call [microseconds]."""
     for rival in RIVALS:
         yield from _rows_of(rival, repeats, ours)
 
 
-def _rows_of(rival: Rival, repeats: int, ours: float | None) -> Iterator[Row]:
+def _rows_of(rival: Rival, repeats: int, ours: Callable[[], float]) -> Iterator[Row]:
     what = f"for scale: {rival.name}"
     if not _there(rival.package):
         yield Row(what, None, "us", note=f"not installed: {rival.install}")
@@ -79,9 +79,12 @@ def _rows_of(rival: Rival, repeats: int, ours: float | None) -> Iterator[Row]:
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
         yield Row(what, None, "us", note=f"cannot be measured: {error}")
         return
+    beside = ours()
     for name, cost, launches, note in found:
         told = ", ".join(filter(None, [version, note]))
-        yield Row(f"{what} {name}", cost, "us", None, told, ratio(cost, ours) if launches else None)
+        yield Row(
+            f"{what} {name}", cost, "us", None, told, ratio(cost, beside) if launches else None
+        )
 
 
 def measured(name: str, repeats: int) -> list[tuple[str, float, bool, str]]:

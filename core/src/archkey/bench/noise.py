@@ -30,6 +30,7 @@ __all__ = [
     "POWER",
     "SAME",
     "SLOWER",
+    "differ",
     "floor",
     "judge",
     "obstacle",

@@ -35,12 +35,16 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     lines: list[list[render.Cell]] = []
     for row in rows:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        # Where it is missing, the command says all; where it is broken, what was raised does.
-        remark = "" if row["state"] == "installed" else row["reason"]
-        title = render.stack(Text(row["title"], "bold"), row["home"])
-        state = render.stack(Text(row["state"], _STYLES[row["state"]]), versions or remark)
-        lines.append([title, state, "\n".join(row["operators"]), row["install"]])
-    render.table(console, ("peer", "state", "operators", "install"), lines, airy=True)
+        facts = [row["home"], f"computes {', '.join(row['operators'])}"]
+        if row["state"] == "not installed":  # the reason ends with the command that mends it
+            facts = [row["reason"], *facts]
+        elif row["state"] == "broken":
+            facts = [row["reason"], f"install: {row['install']}", *facts]
+        name = render.stack(Text(row["name"], "bold"), row["title"])
+        lines.append(
+            [name, render.stack(Text(row["state"], _STYLES[row["state"]]), versions, *facts)]
+        )
+    render.table(console, ("peer", "state"), lines, airy=True)
     for row in rows:
         for route in row.get("checks", ()):
             name = ":".join(filter(None, (row["name"], route["label"])))

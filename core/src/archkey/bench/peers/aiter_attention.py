@@ -84,7 +84,7 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     only(
         inputs, "q", "k", "v", "out", "cu_seqlens_q", *HINTS, "seqused_k", "softmax_scale",
         "causal", "window_size", "block_table", "softcap", "q_descale", "k_descale", "v_descale",
-        "alibi_slopes", "output_scale", "qq_bias", "sinks", kv_layout="NHD",
+        "alibi_slopes", "output_scale", "qq_bias", "sinks", "lse", kv_layout="NHD",
     )  # fmt: skip
     q, v, page_size = inputs["q"], inputs["v"], inputs["k"].shape[1]
     require(q.shape[2] == v.shape[3], "one head size for K and V")
@@ -123,7 +123,7 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
             sinks=inputs.get("sinks"),
         )
 
-    return Bound(run, lambda: {"out": out})
+    return Bound(run, lambda: {"out": out}, "no lse")
 
 
 def _factor(descale: float | torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:

@@ -32,14 +32,14 @@ __all__ = ["merge_attn_states", "mla_decode", "unified_attention"]
 MAX_KV_SPLITS = 8
 """The server's default of --triton-attention-num-kv-splits."""
 
-LISTS = "key lists and split counts made once, outside"
+LISTS = "key lists and split counts made once, outside; no lse"
 
 
 def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """Latent decode of one query a sequence; no lse."""
     only(
         inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", *HINTS, head_dim_v=512, window_left=-1,
+        "causal", "return_lse", *HINTS, head_dim_v=512, window_left=-1,
     )  # fmt: skip
     q, cache = inputs["q"], pages_of(inputs["kv_cache"])
     require(q.dim() == 4 and q.shape[1] == 1, "one query a sequence only")
@@ -57,7 +57,7 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     """Decode kernel where each sequence has one query, else the one-stage extend kernel; no lse."""
     only(
         inputs, "q", "k", "v", "out", "cu_seqlens_q", *HINTS, "seqused_k", "softmax_scale",
-        "causal", "window_size", "block_table", "softcap", "sinks", kv_layout="NHD",
+        "causal", "window_size", "block_table", "softcap", "sinks", "lse", kv_layout="NHD",
     )  # fmt: skip
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     lengths, starts = inputs["seqused_k"], inputs["cu_seqlens_q"]
@@ -103,7 +103,7 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
             window_start_pos=first_keys,
         )
 
-    how = "the one-stage kernel of deterministic serving; key lists made once, outside"
+    how = "the one-stage kernel of deterministic serving; key lists made once, outside; no lse"
     return Bound(extend, lambda: {"out": out}, how)
 
 
