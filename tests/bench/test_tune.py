@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +27,8 @@ from archkey.bench.results import Timing
 from archkey.bench.tune.samples import pick, sharers
 from archkey.cli import cli
 from archkey.errors import ArchkeyError, UnknownName
+from archkey.kernel import Kernel
+from archkey.tuning import Row, Source, Table
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -452,6 +454,18 @@ def test_a_table_is_shared_by_those_who_were_given_it(acme: Acme) -> None:
     hopper = archkey.open("cuda_sm90")
     shared = sharers(hopper, pick(hopper, "fused_add_rmsnorm", None))
     assert [k.operator for k in shared] == ["fused_add_rmsnorm", "rmsnorm"]
+
+
+@pytest.mark.parametrize(
+    ("source", "shared"),
+    [(Source(Path("a"), "x"), True), (Source(Path("a"), "y"), False), (None, False)],
+)
+def test_equal_numbers_alone_are_no_shared_table(source: Source | None, shared: bool) -> None:
+    rows = (Row(1),)
+    mine = Kernel("a_b", "one", "m:f", tuning=Table(rows, Source(Path("a"), "x")))
+    other = Kernel("a_c", "one", "m:f", tuning=Table(rows, source))
+    session: Any = SimpleNamespace(plugins=[SimpleNamespace(kernels=(other, mine))])
+    assert sharers(session, mine) == ((mine, other) if shared else (mine,))
 
 
 def test_without_the_card_it_says_what_is_needed() -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """RMSNorm on the card in this machine: correctness on fresh random inputs, then times.
 
-    python tests/device/rmsnorm.py [--sweep] [--json FILE]
+    python tests/device/rmsnorm.py [--json FILE]
 
 Correctness first: every listed width and token count against the float64 reference, in units in
 the last place of the output's dtype. Times are medians of CUDA graph replays of one call with the
@@ -23,8 +23,6 @@ import torch
 
 import archkey
 import archkey.session
-from archkey.kernels.tunings import RmsNormTuning
-from archkey.launch import Build
 from archkey.ops import OPERATORS
 from archkey.reference import rmsnorm as reference
 
@@ -240,56 +238,6 @@ def host_costs(session: archkey.Session) -> dict[str, float]:
     return costs
 
 
-def sweep(clock: Clock, session: archkey.Session) -> Iterator[dict[str, Any]]:
-    """Every tile and warp count, for the tables of the plugin."""
-    tiles, warps = (512, 1024, 2048, 4096, 8192, 16384), (1, 2, 4, 8, 16)
-    for name in ("rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"):
-        operator = OPERATORS[name]
-        kernel = next(
-            k for p in session.plugins for k in p.kernels if k.operator == name and "triton" in k.id
-        )
-        for label, problem in operator.examples.items():
-            for t, tile, warp in itertools.product((64, 1024, 16384), tiles, warps):
-                if not 8 <= tile / (warp * 32) <= 128:
-                    continue
-                run = _tuned(session, kernel, problem._replace(pdl=False), tile, warp)
-                call = _call(run, problem, t)
-                yield {
-                    "operator": name,
-                    "problem": label,
-                    "T": t,
-                    "tile": tile,
-                    "num_warps": warp,
-                    "us": clock(call, 11),
-                }
-
-
-def _tuned(session: archkey.Session, kernel: Any, problem: Any, tile: int, warps: int) -> Any:
-    build = Build(session.device, session.capabilities, OPERATORS[kernel.operator], kernel, {})
-    build.tuning = lambda _: RmsNormTuning(tile, warps)  # type: ignore[method-assign]
-    return kernel.builder()(problem, build)
-
-
-def _call(run: Any, problem: Any, t: int) -> Callable[[], None]:
-    def rows(width: int, heads: int = 1) -> torch.Tensor:
-        shape = (t, heads, width) if heads > 1 else (t, width)
-        return torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-
-    if problem.operator == "fused_qk_rmsnorm":
-        nq, nk = problem.q_width, problem.k_width
-        row = rows(nq + nk + 64)
-        q, k = row[:, :nq], row[:, nq : nq + nk]
-        half = (q, rows(nq)[0], 1e-6) if nq else (None, None, None)
-        outs = (rows(nq) if nq else None, rows(nk))
-        kw = rows(nk)[0]
-        return lambda: run(*half, k, kw, 1e-6, 0.0, False, *outs)
-    x, y = rows(problem.width, problem.heads), rows(problem.width, problem.heads)
-    w = rows(problem.width)
-    if problem.operator == "fused_add_rmsnorm":
-        return lambda: run(x, y, w[0], 1e-6, 0.0, False, x, y)
-    return lambda: run(x, w[0], 1e-6, 0.0, False, y)
-
-
 def times(clock: Clock, copy_tb_s: float) -> Iterator[dict[str, Any]]:
     """Ours beside torch.compile's, and our share of the copy bandwidth."""
     for t in (1, 64, 1024, 16384):
@@ -299,21 +247,9 @@ def times(clock: Clock, copy_tb_s: float) -> Iterator[dict[str, Any]]:
             yield {"what": name, "T": t, "us": us, "torch.compile us": compiled, "share": share}
 
 
-def print_best(rows: list[dict[str, Any]]) -> None:
-    """The three fastest settings of each problem and token count."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["operator"], row["problem"], row["T"]), []).append(row)
-    for key, group in groups.items():
-        best = sorted(group, key=lambda r: r["us"])[:3]
-        text = "  ".join(f"{r['tile']}/{r['num_warps']} {r['us']:.1f}" for r in best)
-        print(f"{key[0]:18s} {key[1]:24s} T={key[2]:6d}  tile/warps us: {text}")
-
-
 def main() -> None:
-    """Check and time, or sweep; a short table comes last."""
+    """Check and time; a short table comes last."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--seed", type=int, default=torch.seed() % 2**31)
     options = parser.parse_args()
@@ -327,17 +263,11 @@ def main() -> None:
         "copy_tb_s": copy_bandwidth(),
     }
     with torch.inference_mode():
-        if options.sweep:
-            report["sweep"] = list(sweep(clock, session))
-        else:
-            report["checks"] = correctness(options.seed).rows
-            report["times"] = list(times(clock, report["copy_tb_s"]))
-            report["host_us"] = host_costs(session)
+        report["checks"] = correctness(options.seed).rows
+        report["times"] = list(times(clock, report["copy_tb_s"]))
+        report["host_us"] = host_costs(session)
     if options.json:
         options.json.write_text(json.dumps(report, indent=1))
-    if options.sweep:
-        print_best(report["sweep"])
-        return
     failed = [row for row in report["checks"] if not row["ok"]]
     for row in report["times"]:
         print(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -44,6 +45,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="A smaller gain changes nothing.",
 )
+@click.option("--jobs", "-j", type=int, help="Processes that compile; default: one a core.")
 @click.option("--dry-run", is_flag=True, help="Show what would change; write no table.")
 @click.option("--output", type=_FILE, help="The table; default: the plugin's own file.")
 @click.option("--journal", type=_FILE, help="Default: in the user's data folder.")
@@ -56,6 +58,7 @@ def command(
     only: int | None,
     workload: str,
     noise: float,
+    jobs: int | None,
     dry_run: bool,
     output: Path | None,
     journal: Path | None,
@@ -94,7 +97,7 @@ def command(
         )
     groups = samples.groups(session, chosen, listed, only)
     kept = Journal(journal or own_path(session.device.target.key), fresh)
-    choices = _search(session, groups, kept, noise)
+    choices = _search(session, groups, kept, noise, jobs or os.cpu_count() or 1)
     found = _found(session, chosen, choices)
     if path:
         tables.save(path, _name(chosen), found)
@@ -151,16 +154,23 @@ def _clock(session: Session) -> Time:
     return Clock(torch.device(torch_device(session))).time
 
 
-def _search(session: Session, groups: list[Group], kept: Journal, noise: float) -> list[Choice]:
+def _search(
+    session: Session, groups: list[Group], kept: Journal, noise: float, workers: int
+) -> list[Choice]:
     """Measure and choose, row by row. Exit 130 if interrupted: the journal has what was done."""
+    from archkey.bench.tune.ahead import compile_ahead, jobs
     from archkey.bench.tune.rig import Rig
     from archkey.bench.tune.search import choose, measure
     from archkey.cli import render
 
     rig, key = Rig(session, _clock(session)), _key(session)
+    ahead = jobs(groups, lambda sample, values: key(sample, values) in kept)
     total = sum(len(group.samples) * len(group.candidates) for group in groups)
     choices: list[Choice] = []
     try:
+        if len(ahead) > 1 and workers > 1:
+            with render.progress(len(ahead)) as step:
+                compile_ahead(session.device, ahead, workers, step)
         with render.progress(total) as step:
             for group in groups:
                 found = measure(group, rig, key, kept, step)

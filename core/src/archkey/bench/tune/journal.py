@@ -37,6 +37,9 @@ class Journal:
         self.added = self.reused = 0
         self._known = {} if fresh else _read(path)
 
+    def __contains__(self, key: Mapping[str, Any]) -> bool:
+        return _text(key) in self._known
+
     def get(self, key: Mapping[str, Any]) -> Outcome | None:
         """What is known of `key`."""
         found = self._known.get(_text(key))

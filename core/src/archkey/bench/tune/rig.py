@@ -54,6 +54,7 @@ class Rig:
     def __call__(self, sample: Sample, row: Row) -> Callable[[Any], Outcome]:
         """Make inputs and truth. ArchkeyError if the device does not answer any more."""
         self._answers()
+        torch.cuda.empty_cache()  # of the sample before; nothing where there is no CUDA or ROCm
         name = sample.kernel.operator
         try:
             inputs = sample.inputs(maker_of(self._session, 0, Supply))
