@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import archkey
 from archkey.bench import ceilings
 from archkey.bench.clock import Clock
 from archkey.bench.workload import Cost
@@ -55,8 +56,8 @@ def test_inputs_rotate(clock: Clock) -> None:
 
 
 def test_ceilings_are_plausible_and_repeat() -> None:
-    device = torch.device("cuda", 0)
-    one, other = ({c.name: c.value for c in ceilings.measure(device, "e4m3fn")} for _ in range(2))
+    session = archkey.open("cuda:0")
+    one, other = ({c.name: c.value for c in ceilings.measure(session)} for _ in range(2))
     assert one["copy"] == pytest.approx(other["copy"], rel=0.05)
     assert one["bfloat16"] > 1e13 and 1 < one["launch"] < 100
     us, by = ceilings.bound(Cost(0.0, one["copy"]), one)

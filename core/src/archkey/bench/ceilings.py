@@ -10,6 +10,8 @@ import torch
 
 from archkey.bench.clock import Clock
 from archkey.bench.workload import Cost
+from archkey.conformance.judge import maker_of
+from archkey.session import Session
 
 __all__ = ["Ceiling", "bound", "measure"]
 
@@ -29,15 +31,17 @@ class Ceiling:
     value: float
 
 
-def measure(device: torch.device, fp8: str) -> Iterator[Ceiling]:
-    """The ceilings of `device`, some tenths of a second; `fp8` is its flavour, "e4m3fn"."""
-    clock, on_card = Clock(device, samples=20), device.type != "cpu"
+def measure(session: Session) -> Iterator[Ceiling]:
+    """The ceilings of the session's device; takes some tenths of a second."""
+    make = maker_of(session)
+    device, on_card = make.device, make.device.type != "cpu"
+    clock = Clock(device, samples=20)
     yield Ceiling("copy", "B/s", _copy(clock, 2 << 30 if on_card else 64 << 20))
     n = 8192 if on_card else 512
     a, b = (torch.randn(n, n, device=device).bfloat16() for _ in range(2))
     product = clock.time([lambda: a @ b])
     yield Ceiling("bfloat16", "FLOP/s", 2 * n**3 / product.us * 1e6)
-    if on_card and (rate := _float8(clock, a, b, fp8)):
+    if on_card and (rate := _float8(clock, a, b, make.fp8)):
         yield Ceiling("float8", "FLOP/s", rate)
     one = torch.zeros(1, device=device)
     yield Ceiling("launch", "us", clock.time([one.zero_]).us)
@@ -54,9 +58,8 @@ def _copy(clock: Clock, size: int) -> float:
     return 2 * size / clock.time([lambda: torch.neg(source, out=target)]).us * 1e6
 
 
-def _float8(clock: Clock, a: torch.Tensor, b: torch.Tensor, flavour: str) -> float | None:
+def _float8(clock: Clock, a: torch.Tensor, b: torch.Tensor, kind: torch.dtype) -> float | None:
     """Operations a second of an FP8 product; None where torch has none on this card."""
-    kind: torch.dtype = getattr(torch, f"float8_{flavour}", torch.float8_e4m3fn)
     left, right = a.to(kind), b.to(kind).T.contiguous().T  # the second one column-major
     one = torch.ones((), device=a.device)
 

@@ -63,7 +63,7 @@ def _standing(bench: Any, peer: str) -> dict[str, Any]:
 def _ceilings(bench: Any) -> dict[str, Any]:
     from archkey.bench.ceilings import measure
 
-    return {"ceilings": [ceiling.__dict__ for ceiling in measure(bench.where, bench.fp8)]}
+    return {"ceilings": [ceiling.__dict__ for ceiling in measure(bench.session)]}
 
 
 def _head(bench: Any, operator: str, workload: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from archkey.bench.gate import Truth, Verdict, compare, listen, soil
 from archkey.bench.results import OURS, Entry
 from archkey.bench.workload import Supply, Workload, cost_of, workloads_of
 from archkey.conformance.cases import cases_of
-from archkey.conformance.judge import poison_outputs, torch_device
+from archkey.conformance.judge import maker_of, poison_outputs, torch_device
 from archkey.errors import UnknownName, Unsupported, describe
 from archkey.kernel import resolve
 from archkey.probe import Device
@@ -63,12 +62,6 @@ class Bench:
         self.session = open_session(device)
         self.where = torch.device(torch_device(self.session))
         self._clock = Clock(self.where, samples, seconds)
-
-    @cached_property
-    def fp8(self) -> str:
-        """The flavour of FP8 that tensors of this device have."""
-        flavour = self.session.fp8
-        return flavour if flavour in ("e4m3fn", "e4m3fnuz") else "e4m3fn"
 
     def head(self, operator: str, name: str) -> dict[str, Any]:
         """What a workload is, what it costs, and which kernel of ours it gets, and why."""
@@ -220,7 +213,7 @@ class Bench:
         return self._truth[1]
 
     def _supply(self, offset: int) -> Supply:
-        return Supply(self.where, self._seed + offset, self.fp8)
+        return maker_of(self.session, self._seed + offset, Supply)
 
     def _inputs(self, workload: Workload, offset: int) -> Mapping[str, Any]:
         return workload.inputs(self._supply(offset))

@@ -35,11 +35,11 @@ def show(rows: Sequence[Mapping[str, Any]]) -> None:
     lines: list[list[render.Cell]] = []
     for row in rows:
         versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        facts = [row["home"], f"computes {', '.join(row['operators'])}"]
+        facts: list[render.Cell] = [row["home"], f"computes {', '.join(row['operators'])}"]
         if row["state"] == "not installed":  # the reason ends with the command that mends it
-            facts = [row["reason"], *facts]
+            facts: list[render.Cell] = [row["reason"], *facts]
         elif row["state"] == "broken":
-            facts = [row["reason"], f"install: {row['install']}", *facts]
+            facts: list[render.Cell] = [row["reason"], f"install: {row['install']}", *facts]
         name = render.stack(Text(row["name"], "bold"), row["title"])
         lines.append(
             [name, render.stack(Text(row["state"], _STYLES[row["state"]]), versions, *facts)]
