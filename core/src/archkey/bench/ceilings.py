@@ -10,6 +10,7 @@ import torch
 
 from archkey.bench.clock import Clock
 from archkey.bench.workload import Cost
+from archkey.conformance.case import Maker
 from archkey.conformance.judge import maker_of
 from archkey.session import Session
 
@@ -33,7 +34,7 @@ class Ceiling:
 
 def measure(session: Session) -> Iterator[Ceiling]:
     """The ceilings of the session's device; takes some tenths of a second."""
-    make = maker_of(session)
+    make: Maker = maker_of(session)
     device, on_card = make.device, make.device.type != "cpu"
     clock = Clock(device, samples=20)
     yield Ceiling("copy", "B/s", _copy(clock, 2 << 30 if on_card else 64 << 20))

@@ -32,27 +32,26 @@ def checked(found: Iterable[tuple[Route, list[dict[str, Any]]]]) -> list[dict[st
 def show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Every peer: state, versions, what it computes, how to install it, and its checks."""
     console = render.open_console()
-    lines: list[list[render.Cell]] = []
-    for row in rows:
-        versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
-        facts: list[render.Cell] = [row["home"], f"computes {', '.join(row['operators'])}"]
-        if row["state"] == "not installed":  # the reason ends with the command that mends it
-            facts: list[render.Cell] = [row["reason"], *facts]
-        elif row["state"] == "broken":
-            facts: list[render.Cell] = [row["reason"], f"install: {row['install']}", *facts]
-        name = render.stack(Text(row["name"], "bold"), row["title"])
-        lines.append(
-            [name, render.stack(Text(row["state"], _STYLES[row["state"]]), versions, *facts)]
-        )
-    render.table(console, ("peer", "state"), lines, airy=True)
+    render.table(console, ("peer", "state"), [_line(row) for row in rows], airy=True)
     for row in rows:
         for route in row.get("checks", ()):
-            name = ":".join(filter(None, (row["name"], route["label"])))
-            console.print(f"{name} {route['operator']}: {_counted(route['cases'])}")
+            entrant = ":".join(filter(None, (row["name"], route["label"])))
+            console.print(f"{entrant} {route['operator']}: {_counted(route['cases'])}")
             for case in route["cases"]:
                 if case["status"] in ("wrong", "failed"):
                     said = f"  {case['status']}: {case['case']}: {case['reason']}{_far(case)}"
                     console.print(Text(said, "red"))
+
+
+def _line(row: Mapping[str, Any]) -> list[render.Cell]:
+    versions = ", ".join(f"{name} {version}" for name, version in row["versions"].items())
+    facts = [row["home"], f"computes {', '.join(row['operators'])}"]
+    if row["state"] == "broken":
+        facts.insert(0, f"install: {row['install']}")
+    if row["reason"]:  # where it is missing, that ends with the command that mends it
+        facts.insert(0, row["reason"])
+    state = render.stack(Text(row["state"], _STYLES[row["state"]]), versions, *facts)
+    return [render.stack(Text(row["name"], "bold"), row["title"]), state]
 
 
 def _counted(cases: Sequence[Mapping[str, Any]]) -> str:
