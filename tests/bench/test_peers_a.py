@@ -47,7 +47,9 @@ def test_torch_eager(operator: str, make: Any) -> None:
 @pytest.mark.slow  # the compiler of C++ takes its time
 @pytest.mark.skipif(not shutil.which("g++"), reason="no compiler for Inductor")
 @pytest.mark.filterwarnings("ignore")  # of Inductor's own making
-@pytest.mark.parametrize(("operator", "make"), EAGER[:10], ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(
+    ("operator", "make"), EAGER[:10], ids=lambda x: x if isinstance(x, str) else ""
+)
 def test_torch_compiled(operator: str, make: Any) -> None:
     assert off(operator, getattr(pytorch, f"{operator}_compiled"), make) < 1
 
