@@ -125,7 +125,6 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
     one_dtype(inputs, "x", "weight", "residual", "residual_out")
     x, weight, residual = inputs["x"], inputs["weight"], inputs.get("residual")
     serve(x.dim() == 2, "rows of heads")
-    contiguous(inputs, "residual")
     eps, pdl, scale = inputs["eps"], inputs.get("enable_pdl"), inputs["scale"].reshape(1)
     out = torch.empty(x.shape, dtype=output_dtype(inputs, torch.float8_e4m3fn), device=x.device)
     if residual is None:

@@ -28,7 +28,7 @@ def rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     one_dtype(inputs, "x", "weight", "out", among=_FLOATS)
     contiguous(inputs, "x")
     x, weight, eps = inputs["x"], inputs["weight"], inputs.get("eps", 1e-6)
-    offset, casting = inputs.get("weight_bias", 0.0), _casting(inputs)
+    offset, casting = float(inputs.get("weight_bias", 0.0)), _casting(inputs)
     results: dict[str, torch.Tensor] = {}
 
     def call() -> None:
@@ -47,7 +47,7 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     contiguous(inputs, "x", "residual")
     x, residual = inputs["x"], inputs["residual"]
     weight, eps = inputs["weight"], inputs.get("eps", 1e-6)
-    offset, casting = inputs.get("weight_bias", 0.0), _casting(inputs)
+    offset, casting = float(inputs.get("weight_bias", 0.0)), _casting(inputs)
     results: dict[str, torch.Tensor] = {}
 
     def call() -> None:

@@ -151,6 +151,7 @@ def rmsnorm_quant(inputs: Mapping[str, Any], compiled: bool = False) -> Bound:
     y_out = inputs.get("unquantized_out")
     if x2 is not None:
         one_dtype(inputs, "x2", "x2_weight", "x2_out", among=_FLOATS)
+        serve(not inputs.get("weight_bias"), "a second norm with weight_bias")
     sum_dtype = None if residual is None else output_dtype(inputs, residual.dtype, "residual_out")
     weight = inputs["weight"].float() + inputs.get("weight_bias", 0.0)
     norm = _float_norm if compiled else _norm
