@@ -213,7 +213,7 @@ def _states(make: Maker, spec: Kda) -> dict[str, Any]:
         slots = slots[: count * columns].reshape(count, columns)
         if count:  # the last slot of the pool is in use: that one is far in a far pool
             slots[0, -1] = pool - 1
-        if spec.slots == "tokens":
+        if spec.slots == "tokens" and make.poisons:
             slots[1::2, -1] = -1  # not written
         slots[list(spec.skipped)] = -1
         states = pool_of(make, states, slots)
