@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SIZES = {"phone": (375, 812), "desktop": (1440, 900)}
-PART = 3600  # pixels of height: what a viewer still shows sharply
+PART = 1600  # pixels of height: what a viewer still shows sharply
 
 
 class Browser:

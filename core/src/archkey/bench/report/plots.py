@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from archkey.bench.report import marks, numbers
@@ -48,6 +49,8 @@ STYLE = {
     "text.parse_math": False,
 }
 SIZE = (340 / 72, 280 / 72)  # in inches of 72 units
+BESIDE = 5.0
+"""Units from one entrant of a call to the next."""
 MATRIX = {"bfloat16": "bf16 matrix", "float8": "fp8 matrix"}
 
 
@@ -100,8 +103,7 @@ def _plot(
         axes.set(xscale="log", yscale="log")
         _limits(axes, points, [_roof(kind, roofs, x) for x in {point.x for point in points}])
         (_matrix_roofs if kind == "Roofline" else _copy_line)(axes, roofs)
-        for mark in sorted({point.mark for point in points}, reverse=True):  # archkey on top
-            _scatter(axes, mark, [point for point in points if point.mark == mark])
+        _scatter(axes, points)
         _number(axes, points)
         roofline = kind == "Roofline"
         axes.set_xlabel("operations per byte" if roofline else "bytes moved")
@@ -177,18 +179,25 @@ def _slope(axes: Axes, x: float, y: float) -> None:
     axes.annotate("copy", (x, y), (10, 14), textcoords="offset points", color=PAINT["soft"], size=9)
 
 
-def _scatter(axes: Axes, mark: int, points: Sequence[_Point]) -> None:
-    axes.plot(
-        [point.x for point in points],
-        [point.y for point in points],
-        linestyle="none",
-        marker=list(marks.shape(mark)),
-        markersize=10 if mark == 0 else 8,
-        markerfacecolor=PAINT[marks.colour(mark)],
-        markeredgecolor=PAINT["surface"],
-        markeredgewidth=0.7,
-        clip_on=False,
-    )
+def _scatter(axes: Axes, points: Sequence[_Point]) -> None:
+    """Archkey on its call's column and on top; peers beside it, so that none hides another."""
+    present = sorted({point.mark for point in points}, key=lambda mark: (mark != 0, mark))
+    for place, mark in reversed([*enumerate(present)]):
+        mine = [point for point in points if point.mark == mark]
+        aside = (place + 1) // 2 * (1 if place % 2 else -1) * BESIDE
+        axes.plot(
+            [point.x for point in mine],
+            [point.y for point in mine],
+            linestyle="none",
+            marker=list(marks.shape(mark)),
+            markersize=(8 if mark == 0 else 6) * marks.reach(mark),
+            markerfacecolor=PAINT[marks.colour(mark)],
+            markeredgecolor=PAINT["surface"],
+            markeredgewidth=0.7,
+            clip_on=False,
+            transform=axes.transData
+            + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans),
+        )
 
 
 def _number(axes: Axes, points: Sequence[_Point]) -> None:
@@ -231,7 +240,7 @@ def _ticks(axes: Axes, unit: str) -> None:
 
 
 def _tick(value: float, unit: str) -> str:
-    return numbers.big(value, unit) if value >= 1e4 or unit else f"{value:g}"
+    return numbers.big(value, unit) if unit else f"{value:,.6g}"
 
 
 def _embedded(svg: str, label: str) -> str:
