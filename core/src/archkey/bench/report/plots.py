@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from archkey.bench.report import marks, numbers
 from archkey.bench.report.model import OperatorView
@@ -33,7 +33,7 @@ VARIABLES = ("ink", "soft", "line", "surface", "accent", *(f"p{n}" for n in rang
 PAINT = {name: f"#0a0b{number:02x}" for number, name in enumerate(VARIABLES, 0x10)}
 """A colour that stands for each variable while matplotlib draws."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # for measuring; comes with matplotlib
     "font.size": 10,
@@ -115,8 +115,8 @@ def _plot(
     names = dict(operator.entrants)
     best = max((point for point in points), key=lambda point: point.y)
     label = (
-        f"{kind} of {operator.name}: {len(points)} points of {len(names)} entrants. Highest: "
-        f"{names[best.mark]} with {numbers.rate(best.y)} {'TFLOP/s' if roofline else 'GB/s'} "
+        f"{kind} of {operator.name}: {len(points)} points, of {', '.join(names.values())}. "
+        f"Highest: {names[best.mark]} with {numbers.rate(best.y)} {'TFLOP/s' if roofline else 'GB/s'} "
         f"at call {best.workload}. All figures are in the table below."
     )
     return Plot(kind, _embedded(file.getvalue(), label), label)
