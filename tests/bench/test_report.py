@@ -122,7 +122,7 @@ def test_plots_have_words_colours_of_the_page_and_text_that_is_text() -> None:
     assert len(plots) == 20
     for plot in plots:
         assert re.match(r'<svg role="img" aria-label="(Roofline|Bandwidth) of \w+: ', plot)
-        assert "<text" in plot and "var(--p" in plot
+        assert "<text" in plot and re.search(r"fill: var\(--(accent|p\d)\)", plot)
         assert not re.search(r"#[0-9a-f]{6}\b", plot), "a colour that knows nothing of dark"
 
 
@@ -207,6 +207,8 @@ def test_symbols_differ_and_are_of_one_area() -> None:
         (numbers.big(4.28e12, "B/s"), "4.28 TB/s"),
         (numbers.big(999.9e9), "1 T"),
         (numbers.big(2.04, "us"), "2.04 µs"),
+        (numbers.time(0.0512), "0.051"),
+        (numbers.rate(53.96), "54.0"),
         (numbers.rate(None), "–"),
     ],
 )

@@ -96,18 +96,19 @@ def plots(operator: OperatorView, ceilings: Iterable[Mapping[str, Any]]) -> tupl
 def _plot(
     kind: str, operator: OperatorView, points: Sequence[_Point], roofs: Mapping[str, float]
 ) -> Plot:
+    roofline = kind == "Roofline"
+    unit = "TFLOP/s" if roofline else "GB/s"
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{kind} {operator.name}"}):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set(xscale="log", yscale="log")
         _limits(axes, points, [_roof(kind, roofs, x) for x in {point.x for point in points}])
-        (_matrix_roofs if kind == "Roofline" else _copy_line)(axes, roofs)
+        (_matrix_roofs if roofline else _copy_line)(axes, roofs)
         _scatter(axes, points)
         _number(axes, points)
-        roofline = kind == "Roofline"
         axes.set_xlabel("operations per byte" if roofline else "bytes moved")
-        axes.set_ylabel("TFLOP/s" if roofline else "GB/s")
+        axes.set_ylabel(unit)
         _ticks(axes, "" if roofline else "B")
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -116,7 +117,7 @@ def _plot(
     best = max((point for point in points), key=lambda point: point.y)
     label = (
         f"{kind} of {operator.name}: {len(points)} points, of {', '.join(names.values())}. "
-        f"Highest: {names[best.mark]} with {numbers.rate(best.y)} {'TFLOP/s' if roofline else 'GB/s'} "
+        f"Highest: {names[best.mark]} with {numbers.rate(best.y)} {unit} "
         f"at call {best.workload}. All figures are in the table below."
     )
     return Plot(kind, _embedded(file.getvalue(), label), label)
