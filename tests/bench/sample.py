@@ -20,7 +20,8 @@ from archkey.ops import OPERATORS
 
 EVIL = "<script>alert('peer')</script> & \"quotes\" <b>bold</b>"
 LONG = (
-    "RuntimeError: Error in function 'run' at /src/flashinfer/data/include/attention/hopper/prefill_sm90.cuh:412: "
+    "RuntimeError: Error in function 'run' at "
+    "/src/flashinfer/data/include/attention/hopper/prefill_sm90.cuh:412: "
     + "no instantiation for head_dim_qk=576, head_dim_vo=512, use_swa=true; " * 4
     + "größer als 256 — siehe §3 「未対応」"
 )
@@ -30,13 +31,34 @@ DEGRADED = {"mla_prefill", "rmsnorm_quant"}
 PEERS = (
     ("flashmla", "FlashMLA", "installed", "", {"vllm": "0.26.0"}, "vllm==0.26.0"),
     ("vllm", "vLLM", "installed", "", {"vllm": "0.26.0"}, "vllm==0.26.0"),
-    ("flashinfer", "FlashInfer", "installed", "", {"flashinfer-python": "0.7.2.post1"}, "flashinfer-python"),
+    (
+        "flashinfer",
+        "FlashInfer",
+        "installed",
+        "",
+        {"flashinfer-python": "0.7.2.post1"},
+        "flashinfer-python",
+    ),
     ("sglang", "SGLang", "installed", "", {"sglang": "0.5.23"}, "sglang"),
-    ("fla", "Flash Linear Attention", "installed", "", {"fla-core": "0.6.0", "flash-linear-attention": "0.6.0"}, "fla-core"),
+    (
+        "fla",
+        "Flash Linear Attention",
+        "installed",
+        "",
+        {"fla-core": "0.6.0", "flash-linear-attention": "0.6.0"},
+        "fla-core",
+    ),
     ("flashkda", "FlashKDA", "installed", "", {"flash-kda": "1ce47ea"}, "flash-kda"),
     ("liger", "Liger Kernel", "broken", EVIL, {"liger-kernel": "0.8.5"}, "liger-kernel"),
-    ("quack", "QuACK", "not installed", "no module quack: python -m pip install quack-kernels", {}, "quack-kernels"),
-)  # fmt: skip
+    (
+        "quack",
+        "QuACK",
+        "not installed",
+        "no module quack: python -m pip install quack-kernels",
+        {},
+        "quack-kernels",
+    ),
+)
 REFUSED = {
     "mla_decode": (
         Entry(FI2, "failed", LONG),
@@ -47,10 +69,17 @@ REFUSED = {
         Entry("quack", "not installed", "no module quack: python -m pip install quack-kernels"),
     ),
     "unified_attention": (
-        Entry(FI3, "wrong", "out is off by 0.31 where 0.012 is allowed", error=0.31, tolerance=0.012, output="out"),
+        Entry(
+            FI3,
+            "wrong",
+            "out is off by 0.31 where 0.012 is allowed",
+            error=0.31,
+            tolerance=0.012,
+            output="out",
+        ),
     ),
     "chunk_kda": (Entry(TRITON, "not served", "softplus gate only — “lower_bound” is not there"),),
-}  # fmt: skip
+}
 HOW = {
     OURS: "one CUDA graph; 1 launch",
     "flashmla": "schedule metadata made once, outside; 2 launches",
@@ -68,20 +97,38 @@ def full() -> dict[str, Any]:
         "started": "2026-11-21T14:20:42Z",
         "archkey": "0.1.0",
         "machine": {"device": _device(), "host": _host()},
-        "versions": {"torch": "2.11.0+cu130", "triton": "3.6.0", "python": "3.12.4", "cuda": "13.0"},
-        "settings": {"seed": 0, "samples": 30, "warmup": 5, "sweep_bytes": 201326592, "quick": False},
+        "versions": {
+            "torch": "2.11.0+cu130",
+            "triton": "3.6.0",
+            "python": "3.12.4",
+            "cuda": "13.0",
+        },
+        "settings": {
+            "seed": 0,
+            "samples": 30,
+            "warmup": 5,
+            "sweep_bytes": 201326592,
+            "quick": False,
+        },
         "ceilings": [
             *({"name": n, "unit": u, "start": v, "end": v * 0.986} for n, u, v in CEILINGS),
             {"name": "launch", "unit": "us", "start": 2.04, "end": 2.11},
         ],
         "peers": [
-            {"name": name, "title": title, "state": state, "reason": reason, "versions": versions,
-             "install": f"python -m pip install {install}", "home": f"https://github.com/example/{name}"}
+            {
+                "name": name,
+                "title": title,
+                "state": state,
+                "reason": reason,
+                "versions": versions,
+                "install": f"python -m pip install {install}",
+                "home": f"https://github.com/example/{name}",
+            }
             for name, title, state, reason, versions, install in PEERS
         ],
         "coverage": [row for operator in OPERATORS for row in _coverage(operator)],
         "workloads": [_workload(number, row) for number, row in enumerate(rows())],
-    }  # fmt: skip
+    }
 
 
 def interrupted() -> dict[str, Any]:
@@ -97,7 +144,14 @@ def interrupted() -> dict[str, Any]:
 
 def empty() -> dict[str, Any]:
     """Nothing was run."""
-    return {**full(), "complete": False, "workloads": [], "ceilings": [], "peers": [], "coverage": []}  # fmt: skip
+    return {
+        **full(),
+        "complete": False,
+        "workloads": [],
+        "ceilings": [],
+        "peers": [],
+        "coverage": [],
+    }
 
 
 def cpu() -> dict[str, Any]:
@@ -109,7 +163,17 @@ def cpu() -> dict[str, Any]:
     document["workloads"] = document["workloads"][18:30:3]
     for workload in document["workloads"]:
         timing = Timing(81234.5, 80011.0, 90210.0, 7, "host")
-        ours = Entry(OURS, "timed", kernel="cpu:torch", error=1e-3, tolerance=1e-2, output="out", timing=timing, gbs=0.41, of_bound=0.037)  # fmt: skip
+        ours = Entry(
+            OURS,
+            "timed",
+            kernel="cpu:torch",
+            error=1e-3,
+            tolerance=1e-2,
+            output="out",
+            timing=timing,
+            gbs=0.41,
+            of_bound=0.037,
+        )
         gone = Entry("flashinfer", "not installed", "no module flashinfer")
         workload["entries"] = [ours.to_json(), gone.to_json()]
     return document
@@ -142,7 +206,16 @@ def _workload(number: int, row: Row) -> dict[str, Any]:
     bound = max(memory, matrix)
     entries = [_timed(row, name, us, bound) for name, us in row.times.items()]
     if row.operator == "dequantize_sparse_kv":
-        entries[-1] = Entry(OURS, "wrong", "out is off by 0.2 where 0.01 is allowed", kernel="cpu:torch", degraded=True, error=0.2, tolerance=0.01, output="out")  # fmt: skip
+        entries[-1] = Entry(
+            OURS,
+            "wrong",
+            "out is off by 0.2 where 0.01 is allowed",
+            kernel="cpu:torch",
+            degraded=True,
+            error=0.2,
+            tolerance=0.01,
+            output="out",
+        )
     title = ", ".join(filter(None, (f"{row.model} TP{row.tp}", row.sizes, row.about)))
     decision, explained = _decision(row.operator)
     return {
@@ -178,7 +251,14 @@ def _decision(operator: str) -> tuple[dict[str, Any], str]:
 
 
 def _coverage(operator: str) -> Iterator[dict[str, Any]]:
-    proof = {"date": "2026-11-21", "versions": {"torch": "2.11.0", "triton": "3.6.0"}, "device": "NVIDIA H200", "cases": 214, "error": 0.0031, "tolerance": 0.012}  # fmt: skip
+    proof = {
+        "date": "2026-11-21",
+        "versions": {"torch": "2.11.0", "triton": "3.6.0"},
+        "device": "NVIDIA H200",
+        "cases": 214,
+        "error": 0.0031,
+        "tolerance": 0.012,
+    }
     for target in ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950", "cpu"):
         kernel, level, problems = f"{target}:triton", "interpreted", []
         if target == "cuda_sm90":
@@ -188,11 +268,16 @@ def _coverage(operator: str) -> Iterator[dict[str, Any]]:
         if operator == "kda_gate" and target == "rocm_gfx950":
             kernel, level, problems = None, "none", ["device: 3 cases failed <i>here</i>"]
         yield {
-            "operator": operator, "target": target, "kernel": kernel, "level": level,
+            "operator": operator,
+            "target": target,
+            "kernel": kernel,
+            "level": level,
             "degraded": kernel == "cpu:torch" and target != "cpu",
-            "evidence": None if level == "none" else {**proof, "device": proof["device"] if level == "device" else None},
+            "evidence": None
+            if level == "none"
+            else {**proof, "device": proof["device"] if level == "device" else None},
             "problems": problems,
-        }  # fmt: skip
+        }
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def _mla() -> Iterator[Row]:
             320.0 * h * n * n, n * h * 1280, {FA3: fa3, FI3: fi, "archkey": ours},
         )  # fmt: skip
     for b, fi, ours in ((128, 12.1, 11.8), (4096, 214, 198)):
-        size = b * 128 * (3 * 1024 + 12)
+        size = b * 16 * (3 * 1024 + 12)
         yield Row(
             "merge_attn_states", "DeepSeek-V3", 1, f"T{b}", "two states", 0, size,
             {FI2: fi, OPS: fi * 1.1, "archkey": ours},

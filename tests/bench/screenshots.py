@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
+
 SIZES = {"phone": (375, 812), "desktop": (1440, 900)}
-PART = 3600  # pixels of height: what a viewer still shows sharply
+PART = 1600  # pixels of height: what a viewer still shows sharply
 
 
 class Browser:
@@ -114,7 +116,7 @@ def picture(page: Browser, url: str, name: str, scheme: str, folder: Path) -> bo
     script = "[document.documentElement.scrollWidth, innerWidth, document.body.scrollHeight]"
     asked = page.ask("Runtime.evaluate", expression=script, returnByValue=True)
     wide, inner, tall = asked["result"]["value"]
-    print(f"{name} {scheme}: {wide} of {inner} px wide, {tall} px tall")
+    click.echo(f"{name} {scheme}: {wide} of {inner} px wide, {tall} px tall")
     for number, top in enumerate(range(0, tall, PART)):
         clip = {"x": 0, "y": top, "width": width, "height": min(PART, tall - top), "scale": 1}
         shot = page.ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
@@ -132,7 +134,7 @@ def main(page: Path, folder: Path) -> int:
         fits = [picture(found, url, n, s, folder) for n in SIZES for s in ("light", "dark")]
         foreign = {r for r in found.requests if not r.startswith(("file:", "data:"))}
     for request in sorted(foreign):
-        print(f"the page asked for {request}")
+        click.echo(f"the page asked for {request}")
     return 0 if all(fits) and not foreign else 1
 
 

@@ -16,11 +16,7 @@ NOTHING = "–"
 
 def time(us: float | None) -> str:
     """Microseconds, the same unit at every size so that a column can be compared: "19,415"."""
-    if us is None:
-        return NOTHING
-    if us < 99.95:
-        return f"{us:.2f}" if us < 9.995 else f"{us:.1f}"
-    return f"{us:,.0f}"
+    return _three(us)
 
 
 def spread(entry: Entry) -> str:
@@ -31,11 +27,7 @@ def spread(entry: Entry) -> str:
 
 def rate(value: float | None) -> str:
     """TFLOP/s or GB/s, three digits: "4,055"."""
-    if value is None:
-        return NOTHING
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
+    return _three(value)
 
 
 def percent(part: float | None) -> str:
@@ -69,3 +61,14 @@ def big(value: float | None, unit: str = "") -> str:
         if abs(value) >= scale * 0.9995:
             return f"{value / scale:.3g} {prefix}{unit}".rstrip()
     return f"{value:.3g} {unit}".rstrip()
+
+
+def _three(value: float | None) -> str:
+    """Three digits, more before the point, fewer of what is very small."""
+    if value is None:
+        return NOTHING
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    if value >= 9.995:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if value >= 0.0995 else f"{value:.2g}"

@@ -19,6 +19,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from archkey.bench.report import marks, numbers
 from archkey.bench.report.model import OperatorView
@@ -32,7 +33,7 @@ VARIABLES = ("ink", "soft", "line", "surface", "accent", *(f"p{n}" for n in rang
 PAINT = {name: f"#0a0b{number:02x}" for number, name in enumerate(VARIABLES, 0x10)}
 """A colour that stands for each variable while matplotlib draws."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",  # for measuring; comes with matplotlib
     "font.size": 10,
@@ -48,6 +49,8 @@ STYLE = {
     "text.parse_math": False,
 }
 SIZE = (340 / 72, 280 / 72)  # in inches of 72 units
+BESIDE = 5.0
+"""Units from one entrant of a call to the next."""
 MATRIX = {"bfloat16": "bf16 matrix", "float8": "fp8 matrix"}
 
 
@@ -93,19 +96,19 @@ def plots(operator: OperatorView, ceilings: Iterable[Mapping[str, Any]]) -> tupl
 def _plot(
     kind: str, operator: OperatorView, points: Sequence[_Point], roofs: Mapping[str, float]
 ) -> Plot:
+    roofline = kind == "Roofline"
+    unit = "TFLOP/s" if roofline else "GB/s"
     with mpl.rc_context({**STYLE, "svg.hashsalt": f"{kind} {operator.name}"}):
         figure = Figure(figsize=SIZE, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.set(xscale="log", yscale="log")
         _limits(axes, points, [_roof(kind, roofs, x) for x in {point.x for point in points}])
-        (_matrix_roofs if kind == "Roofline" else _copy_line)(axes, roofs)
-        for mark in sorted({point.mark for point in points}, reverse=True):  # archkey on top
-            _scatter(axes, mark, [point for point in points if point.mark == mark])
+        (_matrix_roofs if roofline else _copy_line)(axes, roofs)
+        _scatter(axes, points)
         _number(axes, points)
-        roofline = kind == "Roofline"
         axes.set_xlabel("operations per byte" if roofline else "bytes moved")
-        axes.set_ylabel("TFLOP/s" if roofline else "GB/s")
+        axes.set_ylabel(unit)
         _ticks(axes, "" if roofline else "B")
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -113,8 +116,8 @@ def _plot(
     names = dict(operator.entrants)
     best = max((point for point in points), key=lambda point: point.y)
     label = (
-        f"{kind} of {operator.name}: {len(points)} points of {len(names)} entrants. Highest: "
-        f"{names[best.mark]} with {numbers.rate(best.y)} {'TFLOP/s' if roofline else 'GB/s'} "
+        f"{kind} of {operator.name}: {len(points)} points, of {', '.join(names.values())}. "
+        f"Highest: {names[best.mark]} with {numbers.rate(best.y)} {unit} "
         f"at call {best.workload}. All figures are in the table below."
     )
     return Plot(kind, _embedded(file.getvalue(), label), label)
@@ -177,18 +180,25 @@ def _slope(axes: Axes, x: float, y: float) -> None:
     axes.annotate("copy", (x, y), (10, 14), textcoords="offset points", color=PAINT["soft"], size=9)
 
 
-def _scatter(axes: Axes, mark: int, points: Sequence[_Point]) -> None:
-    axes.plot(
-        [point.x for point in points],
-        [point.y for point in points],
-        linestyle="none",
-        marker=list(marks.shape(mark)),
-        markersize=10 if mark == 0 else 8,
-        markerfacecolor=PAINT[marks.colour(mark)],
-        markeredgecolor=PAINT["surface"],
-        markeredgewidth=0.7,
-        clip_on=False,
-    )
+def _scatter(axes: Axes, points: Sequence[_Point]) -> None:
+    """Archkey on its call's column and on top; peers beside it, so that none hides another."""
+    present = sorted({point.mark for point in points}, key=lambda mark: (mark != 0, mark))
+    for place, mark in reversed([*enumerate(present)]):
+        mine = [point for point in points if point.mark == mark]
+        aside = (place + 1) // 2 * (1 if place % 2 else -1) * BESIDE
+        axes.plot(
+            [point.x for point in mine],
+            [point.y for point in mine],
+            linestyle="none",
+            marker=list(marks.shape(mark)),
+            markersize=(8 if mark == 0 else 6) * marks.reach(mark),
+            markerfacecolor=PAINT[marks.colour(mark)],
+            markeredgecolor=PAINT["surface"],
+            markeredgewidth=0.7,
+            clip_on=False,
+            transform=axes.transData
+            + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans),
+        )
 
 
 def _number(axes: Axes, points: Sequence[_Point]) -> None:
@@ -231,7 +241,7 @@ def _ticks(axes: Axes, unit: str) -> None:
 
 
 def _tick(value: float, unit: str) -> str:
-    return numbers.big(value, unit) if value >= 1e4 or unit else f"{value:g}"
+    return numbers.big(value, unit) if unit else f"{value:,.6g}"
 
 
 def _embedded(svg: str, label: str) -> str:
