@@ -72,7 +72,7 @@ def test_every_number_and_reason_is_on_the_page(kind: str) -> None:
             figures += [timing.us, timing.low, timing.high, timing.warm_us]
             assert timing.method in page.text
         else:
-            assert f"{entry.status} {entry.entrant}" in page.text
+            assert f"{entry.entrant} {entry.status}" in page.text.replace(entry.kernel or "\0", "")
         for value in figures:
             assert value is None or str(value) in page.values, (entry.entrant, value)
     for ceiling in document["ceilings"]:
@@ -160,6 +160,19 @@ def test_who_leads_is_decided_beyond_five_percent() -> None:
         workload = view(document).operators[0].workloads[0]
         assert workload.verdict == verdict, us
         assert workload.ratio == pytest.approx(us / 100)
+
+
+def test_a_further_kernel_of_ours_is_no_peer() -> None:
+    document = sample.full()
+    workload = document["workloads"][0]
+    further = next(e for e in workload["entries"] if e["entrant"] == OURS) | {"us": 1.0}
+    workload["entries"].append({**further, "entrant": "archkey:cpu:torch"})
+    found = view(document)
+    first = found.operators[0].workloads[0]
+    assert first.lines[0].entry.entrant == "archkey:cpu:torch"
+    assert first.peer and first.peer.entry.entrant == "vllm:fa3" and first.verdict == "ahead"
+    assert found.further == ("archkey:cpu:torch",)
+    assert "a kernel it did not choose" in Page(render(document)).text
 
 
 def test_the_mean_is_geometric_and_counts_add_up() -> None:

@@ -70,6 +70,8 @@ def test_the_terminal_says_the_same(kind: str, columns: int, tmp_path: Path) -> 
             share = numbers.percent(entry.of_bound)
             row = rf"{entry.entrant}\*? +{re.escape(numbers.time(entry.timing.us))} .*{share}"
             assert re.search(row, out)
+        elif entry.status == "not installed":
+            assert re.search(rf"^not installed .*\b{entry.entrant}\b", out, re.MULTILINE)
         else:
             assert said(f"{entry.entrant}{entry.status}: {entry.reason}")
         assert said(entry.how) and said(entry.kernel)

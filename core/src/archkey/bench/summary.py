@@ -119,7 +119,7 @@ def _times(workload: WorkloadView) -> Table:
         tuple(map(_line, workload.timed)),
         right,
         ("error/may be", "spread"),
-        tuple((line.entry.entrant, text) for line in workload.lines if (text := _note(line))),
+        _notes(workload),
     )
 
 
@@ -137,6 +137,16 @@ def _line(line: Line) -> tuple[str, ...]:
         numbers.ratio(line.ratio),
         f"{numbers.error(entry.error)}/{numbers.error(entry.tolerance)}",
     )
+
+
+def _notes(workload: WorkloadView) -> Pairs:
+    said = [
+        (line.entry.entrant, text)
+        for line in (*workload.timed, *workload.absent)
+        if (text := _note(line))
+    ]
+    gone = ", ".join(line.entry.entrant for line in workload.gone)
+    return (*said, ("not installed", gone)) if gone else tuple(said)
 
 
 def _note(line: Line) -> str:

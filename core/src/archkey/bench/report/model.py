@@ -41,6 +41,11 @@ class Line:
         return self.entry.entrant == OURS
 
     @property
+    def peer(self) -> bool:
+        """Whether it is another library's: "archkey:KERNEL" is a further kernel of ours."""
+        return self.entry.entrant.partition(":")[0] != OURS
+
+    @property
     def us(self) -> float:
         """The median; infinite without a time, so that it sorts last."""
         return self.entry.timing.us if self.entry.timing else math.inf
@@ -66,8 +71,13 @@ class WorkloadView:
 
     @property
     def absent(self) -> tuple[Line, ...]:
-        """Those without a time, with the reason."""
-        return tuple(line for line in self.lines if not line.entry.timing)
+        """Those without a time for a reason of this call."""
+        return tuple(line for line in self.lines if not line.entry.timing and line not in self.gone)
+
+    @property
+    def gone(self) -> tuple[Line, ...]:
+        """Those that are not installed: the same at every call, with the reason at the peers."""
+        return tuple(line for line in self.lines if line.entry.status == "not installed")
 
     @property
     def ours(self) -> Line | None:
@@ -77,7 +87,7 @@ class WorkloadView:
     @property
     def peer(self) -> Line | None:
         """The fastest peer."""
-        return next((line for line in self.timed if not line.ours), None)
+        return next((line for line in self.timed if line.peer), None)
 
     @property
     def ratio(self) -> float | None:
@@ -196,6 +206,11 @@ class View:
         return str(device.get("name") or device.get("target") or "unknown device")
 
     @property
+    def further(self) -> tuple[str, ...]:
+        """Kernels of ours that were measured beside the chosen one."""
+        return tuple(name for name in self.entrants if name.startswith(f"{OURS}:"))
+
+    @property
     def coverage(self) -> dict[str, dict[str, Mapping[str, Any]]]:
         """Rows of the coverage: operator -> target -> row."""
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -242,7 +257,12 @@ def _operator(
     name: str, rows: Iterable[Mapping[str, Any]], marks: Mapping[str, int]
 ) -> OperatorView:
     found = tuple(_workload(number, row, marks) for number, row in enumerate(rows, 1))
-    return OperatorView(name, str(found[0].data["family"]), found, _glance(name, found))
+    return OperatorView(
+        name,
+        next((str(w.data["family"]) for w in found if w.data["family"]), ""),
+        found,
+        _glance(name, found),
+    )
 
 
 def _workload(number: int, row: Mapping[str, Any], marks: Mapping[str, int]) -> WorkloadView:

@@ -176,8 +176,10 @@ def _say(axes: Axes, x: float, y: float, text: str, align: str) -> None:
 
 
 def _slope(axes: Axes, x: float, y: float) -> None:
-    """Name the copy roof along its lower end."""
-    axes.annotate("copy", (x, y), (10, 14), textcoords="offset points", color=PAINT["soft"], size=9)
+    """Name the copy roof below its lower end, where it never runs into the text."""
+    axes.annotate(
+        "copy", (x, y), (9, 0), textcoords="offset points", va="top", color=PAINT["soft"], size=9
+    )
 
 
 def _scatter(axes: Axes, points: Sequence[_Point]) -> None:
