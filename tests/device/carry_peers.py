@@ -69,7 +69,7 @@ def members(cargo: table.Cargo, wheels_in: Path, built_in: Path) -> dict[str, by
         content |= wheels.metadata_of(stem(cargo.distribution), cargo.version)
     else:
         wheel = download(cargo, wheels_in)
-        content |= wheels.strip(wheel, cargo.take, cargo.leave, cargo.excerpts, cargo.architecture)
+        content |= wheels.strip(wheel, cargo.take, cargo.excerpts, cargo.architecture)
     if cargo.substitute:
         content |= files_under(STUBS / cargo.name)
     if cargo.built:

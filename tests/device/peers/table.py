@@ -38,7 +38,7 @@ class Cargo:
 
     name          as given to --only
     distribution  and its exact version, as in the index; flash-kda is built from source
-    take, leave   patterns of members, `*` also matches slashes
+    take          patterns of members: `*` also matches slashes, `!` leaves out, the last decides
     excerpts      modules of which only these top-level names are carried
     architecture  whose device code is kept in shared objects; None keeps all
     substitute    whether peers/stubs/NAME holds modules in place of the server's own
@@ -51,7 +51,6 @@ class Cargo:
     distribution: str
     version: str
     take: tuple[str, ...] = ("*",)
-    leave: tuple[str, ...] = ()
     excerpts: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _NOTHING)
     architecture: int | None = None
     substitute: bool = False
@@ -119,6 +118,7 @@ _SGLANG = Cargo(
         f"{_SGLANG_OPS}/attention/decode_attention.py",
         f"{_SGLANG_OPS}/attention/extend_attention.py",
         f"{_SGLANG_OPS}/attention/fla/*",
+        f"!{_SGLANG_OPS}/attention/fla/layernorm_gated.py",
         f"{_SGLANG_OPS}/attention/kda_fused_decode.py",
         f"{_SGLANG_OPS}/attention/kda_packed_decode.py",
         f"{_SGLANG_OPS}/attention/linear/__init__.py",
@@ -133,7 +133,6 @@ _SGLANG = Cargo(
         f"{_SGLANG_OPS}/layernorm/norm.py",
         f"{_SGLANG_OPS}/quantization/dsa_quant_k_cache.py",
     ),
-    leave=(f"{_SGLANG_OPS}/attention/fla/layernorm_gated.py",),
     excerpts={
         f"{_SGLANG_OPS}/quantization/fp8_kernel.py": ("_is_hip", "is_fp8_fnuz"),
         "sglang/srt/utils/common.py": (
@@ -164,18 +163,25 @@ _FLASHINFER = Cargo(
     take=(
         "flashinfer/*.py",
         "flashinfer/*.json",
+        # Not imported on this machine, and half of it all.
+        "!flashinfer/experimental/*",
+        "flashinfer/experimental/__init__.py",
+        "flashinfer/experimental/cake_nvfp4_per_token/*.py",
+        "!flashinfer/fused_moe/backends/*",
+        "!flashinfer/fused_moe/cute_dsl/*",
+        "!flashinfer/gemm/kernels/*/*",
+        "!flashinfer/moe_ep/*",
+        "!flashinfer/prims_ts/batched_gemm/*",
+        "!flashinfer/prims_ts/moe/*",
+        # Read when a module is asked for, also when it was compiled beforehand.
+        "!flashinfer/data/*",
         "flashinfer/data/csrc/batch_*",
+        "!flashinfer/data/csrc/batch_decode*",
+        "!flashinfer/data/csrc/batch_pod*",
         "flashinfer/data/csrc/cascade.cu",
         "flashinfer/data/csrc/norm.cu",
         "flashinfer/data/csrc/flashinfer_cascade_binding.cu",
         "flashinfer/data/csrc/flashinfer_norm_binding.cu",
-    ),
-    leave=(
-        "flashinfer/experimental/*",
-        "flashinfer/moe_ep/*",
-        "flashinfer/data/*.py",
-        "flashinfer/data/csrc/batch_decode*",
-        "flashinfer/data/csrc/batch_pod*",
     ),
     built=True,
     needs=("apache-tvm-ffi", "nvidia-ml-py", *(name for name, _ in _HTTP)),

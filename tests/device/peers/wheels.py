@@ -8,6 +8,8 @@ METADATA, so that `importlib.metadata.version` says what was measured.
 from __future__ import annotations
 
 import ast
+import base64
+import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,27 +17,25 @@ from pathlib import Path
 
 from tests.device.peers.fatbin import blank_other
 
-__all__ = ["chosen", "excerpt", "metadata_of", "strip", "write"]
+__all__ = ["chosen", "excerpt", "metadata_of", "record", "strip", "write"]
 
 _EPOCH = (2026, 1, 1, 0, 0, 0)  # the same content gives the same archive
 
 
-def chosen(names: Iterable[str], take: Sequence[str], leave: Sequence[str]) -> list[str]:
-    """Names that match a pattern of `take` and none of `leave`; `*` also matches slashes.
+def chosen(names: Iterable[str], patterns: Sequence[str]) -> list[str]:
+    """Names that are taken: of the patterns that match one the last decides, `!` leaves it out.
 
-    Raises ValueError for a pattern of `take` that matches nothing: the wheel is another one.
+    `*` also matches slashes. Raises ValueError for a pattern that matches nothing: the wheel is
+    another one than the table was written for.
     """
     names = [name for name in names if not name.endswith("/")]
-    for pattern in take:
-        if not any(fnmatchcase(name, pattern) for name in names):
+    taken = dict.fromkeys(names, False)
+    for pattern in patterns:
+        matching = [name for name in names if fnmatchcase(name, pattern.removeprefix("!"))]
+        if not matching:
             raise ValueError(f"nothing in the wheel matches {pattern!r}")
-
-    def kept(name: str) -> bool:
-        return any(fnmatchcase(name, p) for p in take) and not any(
-            fnmatchcase(name, p) for p in leave
-        )
-
-    return [name for name in names if kept(name)]
+        taken.update(dict.fromkeys(matching, not pattern.startswith("!")))
+    return [name for name in names if taken[name]]
 
 
 def excerpt(source: str, wanted: Sequence[str]) -> str:
@@ -79,18 +79,18 @@ def _of_the_future(node: ast.Import | ast.ImportFrom) -> bool:
 def strip(
     wheel: Path,
     take: Sequence[str],
-    leave: Sequence[str] = (),
     excerpts: Mapping[str, Sequence[str]] | None = None,
     architecture: int | None = None,
 ) -> dict[str, bytes]:
     """Members of a smaller wheel, by name.
 
+    take          patterns, see `chosen`
     excerpts      modules of which only these top-level names are kept
     architecture  the one whose device code stays in shared objects, as 90; None leaves all
     """
     members: dict[str, bytes] = {}
     with zipfile.ZipFile(wheel) as source:
-        for name in chosen(source.namelist(), take, leave):
+        for name in chosen(source.namelist(), take):
             members[name] = source.read(name)
         for name, wanted in (excerpts or {}).items():
             members[name] = excerpt(source.read(name).decode(), wanted).encode()
@@ -114,8 +114,21 @@ def metadata_of(distribution: str, version: str) -> dict[str, bytes]:
     return {f"{at}/METADATA": metadata.encode(), f"{at}/WHEEL": wheel.encode()}
 
 
+def record(members: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The RECORD of a wheel; apache-tvm-ffi finds its library by it."""
+    (metadata,) = (name for name in members if name.endswith(".dist-info/METADATA"))
+    at = metadata.replace("METADATA", "RECORD")
+
+    def row(name: str) -> str:
+        digest = base64.urlsafe_b64encode(hashlib.sha256(members[name]).digest())
+        return f"{name},sha256={digest.rstrip(b'=').decode()},{len(members[name])}\n"
+
+    return {at: ("".join(map(row, sorted(members))) + f"{at},,\n").encode()}
+
+
 def write(target: Path, members: Mapping[str, bytes]) -> int:
-    """Write an archive and return its size in bytes; an older one is replaced when it is whole."""
+    """Write a wheel and return its size in bytes; an older one is replaced when it is whole."""
+    members = {**members, **record(members)}
     half = target.with_suffix(".part")
     with zipfile.ZipFile(half, "w", zipfile.ZIP_LZMA) as archive:
         for name in sorted(members):
