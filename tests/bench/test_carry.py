@@ -199,9 +199,22 @@ def test_over_the_limit_nothing_changes(one_peer: Path, monkeypatch: pytest.Monk
 def test_names_bring_what_they_need() -> None:
     found = {cargo.name for cargo in table.with_needs(("sglang",))}
     assert found == {"sglang", "apache-tvm-ffi", "msgspec", "nvidia-ml-py"}
-    assert table.with_needs(()) == list(table.CARGO)
+    everything = table.with_needs(())
+    assert everything == [cargo for cargo in table.CARGO if not cargo.part]
+    assert {"flashinfer", "idna"} < {c.name for c in table.with_needs(("flashinfer-sources",))}
     with pytest.raises(ValueError, match="unknown: sgl"):
         table.with_needs(("sgl",))
+
+
+def test_a_part_has_an_archive_of_its_own(one_peer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = table.Cargo("peer-code", "peer", "1.2", take=("peer/code.so",), part=True)
+    monkeypatch.setattr(table, "CARGO", (*table.CARGO, part))
+    carry(monkeypatch, one_peer)
+    carry(monkeypatch, one_peer, "--only", "peer-code")
+    (whole, half) = sorted(one_peer.iterdir())
+    assert half.name == "peer_code-1.2-cp312-none-linux_x86_64.whl"
+    names = [set(zipfile.ZipFile(path).namelist()) for path in (whole, half)]
+    assert names[0] & names[1] == {"peer/code.so"}
 
 
 def test_needs_and_substitutes_exist() -> None:

@@ -70,6 +70,9 @@ def members(cargo: table.Cargo, wheels_in: Path, built_in: Path) -> dict[str, by
     else:
         wheel = download(cargo, wheels_in)
         content |= wheels.strip(wheel, cargo.take, cargo.excerpts, cargo.architecture)
+    if cargo.part:
+        content = {name: data for name, data in content.items() if ".dist-info/" not in name}
+        content |= wheels.metadata_of(stem(cargo.name), cargo.version)
     if cargo.substitute:
         content |= files_under(STUBS / cargo.name)
     if cargo.built:
@@ -84,7 +87,8 @@ def members(cargo: table.Cargo, wheels_in: Path, built_in: Path) -> dict[str, by
 def pack(cargo: table.Cargo, content: dict[str, bytes], folder: Path) -> Path:
     """Write the archive of `cargo`."""
     started = time.monotonic()
-    target = folder / f"{stem(cargo.distribution)}-{cargo.version}-cp312-none-linux_x86_64.whl"
+    name = stem(cargo.name if cargo.part else cargo.distribution)
+    target = folder / f"{name}-{cargo.version}-cp312-none-linux_x86_64.whl"
     raw = sum(map(len, content.values()))
     size = wheels.write(target, content)
     print(

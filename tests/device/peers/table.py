@@ -44,6 +44,7 @@ class Cargo:
     substitute    whether peers/stubs/NAME holds modules in place of the server's own
     built         whether what lies under BUILT/NAME, laid out as in the archive, is added
     from_source   there is no wheel: all of it is built
+    part          carried only when named: an archive of its own, beside the whole's
     needs         what else must travel along
     """
 
@@ -56,6 +57,7 @@ class Cargo:
     substitute: bool = False
     built: bool = False
     from_source: bool = False
+    part: bool = False
     needs: tuple[str, ...] = ()
 
 
@@ -167,9 +169,8 @@ _FLASHINFER = Cargo(
         "!flashinfer/experimental/*",
         "flashinfer/experimental/__init__.py",
         "flashinfer/experimental/cake_nvfp4_per_token/*.py",
-        "!flashinfer/fused_moe/backends/*",
+        "!flashinfer/fused_moe/backends/*/artifacts/*",
         "!flashinfer/fused_moe/cute_dsl/*",
-        "!flashinfer/gemm/kernels/*/*",
         "!flashinfer/moe_ep/*",
         "!flashinfer/prims_ts/batched_gemm/*",
         "!flashinfer/prims_ts/moe/*",
@@ -187,6 +188,30 @@ _FLASHINFER = Cargo(
     needs=("apache-tvm-ffi", "nvidia-ml-py", *(name for name, _ in _HTTP)),
 )
 
+_FLASHINFER_SOURCES = Cargo(
+    "flashinfer-sources",
+    "flashinfer-python",
+    _FLASHINFER.version,
+    take=(
+        "flashinfer/data/include/flashinfer/*.cuh",
+        "flashinfer/data/include/flashinfer/*.h",
+        "!flashinfer/data/include/flashinfer/comm/*",
+        "!flashinfer/data/include/flashinfer/gemm/*",
+        "!flashinfer/data/include/flashinfer/mamba/*",
+        "flashinfer/data/csrc/*.h",
+        "flashinfer/data/cutlass/include/cute/*",
+        "flashinfer/data/cutlass/include/cutlass/*",
+        "flashinfer/data/cutlass/tools/util/include/*",
+        "flashinfer/data/cccl/cub/cub/*",
+        "flashinfer/data/cccl/libcudacxx/include/*",
+        "flashinfer/data/cccl/thrust/thrust/*",
+        "flashinfer/data/spdlog/include/*",
+    ),
+    part=True,
+    needs=("flashinfer",),
+)
+"""Headers with which FlashInfer compiles on the GPU machine what was not compiled beforehand."""
+
 CARGO: tuple[Cargo, ...] = (
     Cargo("fla", "flash-linear-attention", "0.6.0", needs=("fla-core",)),
     Cargo("fla-core", "fla-core", "0.6.0"),
@@ -194,6 +219,7 @@ CARGO: tuple[Cargo, ...] = (
     _VLLM,
     _SGLANG,
     _FLASHINFER,
+    _FLASHINFER_SOURCES,
     Cargo("flash-kda", "flash-kda", f"0.0.1+{FLASH_KDA_COMMIT}", built=True, from_source=True),
     Cargo("apache-tvm-ffi", "apache-tvm-ffi", "0.1.12"),
     Cargo("msgspec", "msgspec", "0.22.0"),
@@ -203,12 +229,16 @@ CARGO: tuple[Cargo, ...] = (
 
 
 def with_needs(names: tuple[str, ...]) -> list[Cargo]:
-    """The named cargo with what it needs, in the table's order; all of it for no name.
+    """The named cargo with what it needs, in the table's order; all but parts for no name.
 
     Raises ValueError for an unknown name.
     """
     known = {cargo.name: cargo for cargo in CARGO}
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown: {', '.join(unknown)}. Known: {', '.join(known)}")
-    wanted = {*names, *(need for name in names for need in known[name].needs)}
-    return [cargo for cargo in CARGO if not names or cargo.name in wanted]
+    wanted: set[str] = set()
+    found = names or tuple(cargo.name for cargo in CARGO if not cargo.part)
+    while found:
+        wanted.update(found)
+        found = tuple(need for name in found for need in known[name].needs)
+    return [cargo for cargo in CARGO if cargo.name in wanted]
