@@ -42,7 +42,8 @@ def download(cargo: table.Cargo, folder: Path) -> Path:
     pattern = f"{stem(cargo.distribution)}-{cargo.version}-*.whl"
     if not (there := sorted(folder.glob(pattern))):
         print(f"{cargo.name}: downloading {cargo.distribution} {cargo.version}", flush=True)
-        line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        line = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        line += ["--dest", str(folder)]
         line += ["--only-binary", ":all:", "--python-version", table.PYTHON]
         line += [word for tag in table.PLATFORMS for word in ("--platform", tag)]
         done = subprocess.run([*line, f"{cargo.distribution}=={cargo.version}"])
