@@ -42,6 +42,13 @@ FLASH_KDA_NVCC = (
     *("-gencode", f"arch=compute_{ARCHITECTURE},code=sm_{ARCHITECTURE}"),
 )
 """As in its setup.py, less what only prints."""
+TORCH_LIBRARIES = (
+    "libtorch.so",
+    "libtorch_cpu.so",
+    "libtorch_cuda.so",
+    "libc10.so",
+    "libc10_cuda.so",
+)
 FLASH_KDA_CXX = ("-std=c++17", "-O3", "-fPIC", "-Wno-psabi")
 
 
@@ -89,7 +96,7 @@ def flashinfer(name: str, cuda: Path, work: Path, wheels: Path, built: Path) -> 
 
 
 def flash_kda(cuda: Path, work: Path, wheels: Path, built: Path) -> None:
-    """Compile FlashKDA's kernels and our registration of them, without linking torch."""
+    """Compile FlashKDA's kernels and our registration of them."""
     source, headers = work / "FlashKDA", work / "torch-headers"
     if not source.exists():
         run(["git", "clone", "--quiet", FLASH_KDA_HOME, source], 300)
@@ -113,7 +120,11 @@ def flash_kda(cuda: Path, work: Path, wheels: Path, built: Path) -> None:
     target = built / "flash-kda"
     (target / "flash_kda").mkdir(parents=True, exist_ok=True)
     libraries = [f"-L{cuda / 'lib64'}", "-lcudart", f"-L{cuda / 'lib64/stubs'}", "-lcuda", "-s"]
-    run(["g++", "-shared", binding, kernels, *libraries, "-o", target / "_flash_kda.so"], 60)
+    line: list[str | Path] = ["g++", "-shared", binding, kernels, *libraries, "-Wl,--no-as-needed"]
+    for name in TORCH_LIBRARIES:  # torch keeps its symbols to itself: they are found by name only
+        toolchain.stand_in(name, work / name)
+        line.append(work / name)
+    run([*line, "-o", target / "_flash_kda.so"], 60)
     shutil.copy(HERE / "flash_kda/flash_kda_C.py", target)
     shutil.copy(source / "flash_kda/__init__.py", target / "flash_kda")
 

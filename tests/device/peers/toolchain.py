@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["TOOLS", "TORCH", "toolkit", "unpack"]
+__all__ = ["TOOLS", "TORCH", "stand_in", "toolkit", "unpack"]
 
 TOOLS: tuple[tuple[str, str, str], ...] = (
     ("nvidia-cuda-nvcc", "13.0.88", "*"),
@@ -40,6 +40,12 @@ def unpack(wheel: Path, into: Path, pattern: str = "*") -> None:
                     path.chmod(0o755)
 
 
+def stand_in(name: str, path: Path) -> None:
+    """An empty library for the linker, which notes `name` as needed by the result."""
+    line = ["gcc", "-shared", "-x", "c", "-", f"-Wl,-soname,{name}", "-o", str(path)]
+    subprocess.run(line, input=b"int nothing_here;", check=True)
+
+
 def toolkit(into: Path, wheel_of: Callable[[str, str], Path]) -> Path:
     """A CUDA_HOME below `into`, made once.
 
@@ -59,7 +65,5 @@ def toolkit(into: Path, wheel_of: Callable[[str, str], Path]) -> Path:
     runtime = home / "lib64/libcudart.so"
     runtime.unlink(missing_ok=True)
     runtime.symlink_to(home / "lib/libcudart.so.13")
-    # The driver is not installed here; the linker wants its name only.
-    line = ["gcc", "-shared", "-x", "c", "-", "-Wl,-soname,libcuda.so.1", "-o"]
-    subprocess.run([*line, stubs / "libcuda.so"], input=b"int stand_in;", check=True)
+    stand_in("libcuda.so.1", stubs / "libcuda.so")  # the driver is not installed here
     return home
