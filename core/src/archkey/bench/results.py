@@ -52,6 +52,7 @@ class Timing:
     method     "graph": replays of a captured call; "events": launched one by one, where the host's
                work between launches counts; "host": no accelerator, by the host's clock
     warm_us    median of a call among many of its kind in one graph, inputs rotating; None without
+    clock_mhz  the slowest clock of the multiprocessors that was seen meanwhile; None if unknown
     """
 
     us: float
@@ -60,6 +61,7 @@ class Timing:
     samples: int
     method: str
     warm_us: float | None = None
+    clock_mhz: int | None = None
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from archkey.bench.peers import Peer, Route
 from archkey.bench.results import FORMAT, OURS, Entry
 from archkey.bench.workload import Cost, Workload
 from archkey.conformance.process import Ended, Process
-from archkey.errors import ArchkeyError
+from archkey.errors import ArchkeyError, RecordError
 from archkey.locate import find_device
 from archkey.probe import Device
 from archkey.requirements import installed_versions
 
-__all__ = ["Asked", "Asker", "Terms", "checks", "new", "run", "standings", "steps"]
+__all__ = ["Asked", "Asker", "Terms", "checks", "new", "resumed", "run", "standings", "steps"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Terms:
 
     device: str
     samples: int = 40
-    seconds: float = 1.0
+    seconds: float = 0.4
     timeout: float = 600.0
     seed: int = 0
 
@@ -64,46 +64,49 @@ class Asked:
 
 
 class Asker:
-    """Asks the measuring process, and starts another one when it is gone."""
+    """Asks measuring processes, and starts another one where one is gone.
+
+    There are two: importing a library can change what torch does, so our own kernels are measured
+    in a process that never sees a peer.
+    """
 
     def __init__(self, terms: Terms, module: str = "archkey.bench.child") -> None:
         self._terms, self._module = terms, module
-        self._process: Process | None = None
+        self._processes: dict[bool, Process] = {}
 
     def __enter__(self) -> Asker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        for peers_too in list(self._processes):
+            self._close(peers_too)
 
-    def ask(self, what: str, **question: Any) -> dict[str, Any]:
-        """The answer. Raises Ended if there is none, ArchkeyError if the question was wrong."""
-        if self._process is None:
+    def ask(self, what: str, *, peers_too: bool = False, **question: Any) -> dict[str, Any]:
+        """The answer; `peers_too`: of the process that may import peers.
+
+        Raises Ended if there is none, ArchkeyError if the question was wrong.
+        """
+        if peers_too not in self._processes:
             options = {name: str(getattr(self._terms, name)) for name in _PASSED_ON}
             # A peer's Triton kernels keep what they tuned, so that the next process need not.
             environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_AUTOTUNING": "1"}
-            self._process = Process(self._module, options, environment)
+            self._processes[peers_too] = Process(self._module, options, environment)
+        process = self._processes[peers_too]
         try:
-            answer = next(self._process.ask({"ask": what, **question}, self._terms.timeout))
-        except Ended:
-            self.close()
-            raise
-        except KeyboardInterrupt:
-            self._process.gone = True
-            self.close()
+            answer = next(process.ask({"ask": what, **question}, self._terms.timeout))
+        except (Ended, KeyboardInterrupt):
+            process.gone = True
+            self._close(peers_too)
             raise
         if "error" in answer:
             raise ArchkeyError(answer["error"])
         if answer.get("usable") is False:
-            self._process.gone = True
-            self.close()
+            process.gone = True
+            self._close(peers_too)
         return answer
 
-    def close(self) -> None:
-        """End the process."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+    def _close(self, peers_too: bool) -> None:
+        self._processes.pop(peers_too).close()
 
 
 _PASSED_ON = ("device", "seed", "samples", "seconds")
@@ -114,7 +117,7 @@ def standings(asker: Asker) -> list[dict[str, Any]]:
     rows = []
     for peer in peers.PEERS:
         try:
-            found = asker.ask("standing", peer=peer.name)["standing"]
+            found = asker.ask("standing", peers_too=True, peer=peer.name)["standing"]
         except Ended as end:
             found = {"state": "broken", "reason": str(end), "versions": {}}
         own = {key: getattr(peer, key) for key in ("name", "title", "install", "home")}
@@ -127,8 +130,8 @@ def checks(asker: Asker, peer: Peer) -> Iterator[tuple[Route, list[dict[str, Any
     """Each route of an installed peer on small inputs: what came of each case."""
     for route in peer.routes:
         try:
-            entrant = route_name(peer, route)
-            yield route, asker.ask("check", operator=route.operator, entrant=entrant)["check"]
+            question = {"operator": route.operator, "entrant": route_name(peer, route)}
+            yield route, asker.ask("check", peers_too=True, **question)["check"]
         except Ended as end:
             yield route, [{"case": "", "status": "failed", "reason": str(end)}]
 
@@ -178,27 +181,58 @@ def run(
 ) -> Iterator[str]:
     """Fill `document`; yields the name of each step before it is taken.
 
+    What the document has already is not measured again, unless it failed or was not installed.
+
     kernels  operator -> further kernels of ours to measure beside the chosen one
 
     The document can be kept after every step: an interrupted run has what was done by then.
     """
+    document["complete"] = False
     yield "peers"
     document["peers"] = standings(asker)
     yield "ceilings"
-    _take_ceilings(document, asker, "start")
+    if not document["ceilings"]:
+        _take_ceilings(document, asker, "start")
+    rows = {(row["operator"], row["name"]): row for row in document["workloads"]}
     for workload in workloads:
         yield f"{workload.operator} {workload.name}"
-        row = _head(asker, workload)
-        row["entries"] = []
-        _bound(row, document["ceilings"])
-        document["workloads"].append(row)
+        row = rows.get((workload.operator, workload.name))
+        if row is None:
+            row = {**_head(asker, workload), "entries": []}
+            _bound(row, document["ceilings"])
+            document["workloads"].append(row)
         for entrant in _entrants(workload.operator, kernels, peers_asked):
             yield f"{workload.operator} {workload.name}: {entrant}"
-            entry = _entry(asker, workload, entrant, document["peers"])
-            row["entries"].append(_rated(entry, row).to_json())
+            known = {found["entrant"]: found for found in row["entries"]}
+            if known.get(entrant, {}).get("status") not in _SETTLED:
+                entry = _rated(_entry(asker, workload, entrant, document["peers"]), row)
+                row["entries"] = [*({**known, entrant: entry.to_json()}.values())]
     yield "ceilings"
     _take_ceilings(document, asker, "end")
     document["complete"] = True
+
+
+_SETTLED = ("timed", "wrong", "not served")
+
+
+def resumed(document: dict[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
+    """`document`, to go on with. RecordError if what was measured then cannot stand beside today's.
+
+    fresh  what `new` gives now
+    """
+    for what, then, now in (
+        ("card", document["machine"]["device"]["name"], fresh["machine"]["device"]["name"]),
+        *(
+            (f"version of {name}", document["versions"].get(name), version)
+            for name, version in fresh["versions"].items()
+        ),
+    ):
+        if then != now:
+            raise RecordError(
+                f"these results are of another {what}: {then}, here it is {now}; begin a new file"
+            )
+    document["settings"] = {**fresh["settings"], "resumed": True}
+    return document
 
 
 def steps(
@@ -244,7 +278,7 @@ def _entry(
             return Entry(entrant, status, found["reason"])
     try:
         question = {"operator": workload.operator, "workload": workload.name, "entrant": entrant}
-        return Entry.from_json(asker.ask("entry", **question)["entry"])
+        return Entry.from_json(asker.ask("entry", peers_too=bool(peer), **question)["entry"])
     except Ended as end:
         return Entry(entrant, "failed", str(end))
 

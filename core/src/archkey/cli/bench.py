@@ -38,10 +38,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--kernel", "-k", "kernels", multiple=True, help="Another of ours; repeatable.")
 @click.option("--device", default=None, help="As torch names it; default: the first accelerator.")
 @click.option("--samples", default=40, show_default=True, help="Timed calls, at most.")
-@click.option("--seconds", default=1.0, show_default=True, help="Device time an entrant, at most.")
+@click.option("--seconds", default=0.4, show_default=True, help="Device time an entrant, at most.")
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds an entrant, or 0.")
 @click.option("--seed", default=0, show_default=True, help="Of all inputs.")
 @click.option("--output", "-o", type=_FILE, help="Where results go.")
+@click.option("--resume", is_flag=True, help="Go on with --output: measure what it lacks.")
 @click.option("--compare", "old", type=_FILE, help="Say what moved since.")
 @click.option("--results", "given", type=_FILE, help="Show these; measure nothing.")
 @click.option("--list", "listing", is_flag=True, help="List workloads; measure nothing.")
@@ -63,6 +64,7 @@ def command(
     timeout: float,
     seed: int,
     output: Path | None,
+    resume: bool,
     old: Path | None,
     given: Path | None,
     listing: bool,
@@ -111,9 +113,12 @@ def command(
         from archkey.bench.run import Asked, Terms
 
         terms = Terms(_device(device), samples, seconds, timeout, seed)
+        if resume and not output:
+            raise click.UsageError("--resume goes on with the results at --output; name them.")
         path = output or _own_path(terms)
         asked = Asked(() if no_peers else peers or None, skipped)
-        document = _measure(terms, chosen, kernels, asked, path)
+        earlier = _read(path) if resume and path.exists() else None
+        document = _measure(terms, chosen, kernels, asked, path, earlier)
     _tell(document, path, before, as_json)
 
 
@@ -167,6 +172,7 @@ def _measure(
     kernels: Sequence[str],
     asked: Asked,
     path: Path,
+    earlier: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Hold the run; the document goes to `path` after every step."""
     from archkey.bench import results, run
@@ -178,7 +184,10 @@ def _measure(
     for name in (*(asked.only or ()), *asked.without):
         if name.partition(":")[0] not in known:
             raise UnknownName("peer", name, known)
-    document = run.new(terms, {"workloads": len(chosen)})
+    settings = {"workloads": len(chosen), "only": asked.only, "without": list(asked.without)}
+    document = run.new(terms, settings)
+    if earlier:
+        document = run.resumed(earlier, document)
     document["coverage"] = rows(())
     results.write(path, document)  # a folder that cannot be written is said before the work
     more = _kernels(kernels, {workload.operator for workload in chosen})

@@ -145,6 +145,10 @@ def merge_attn_states(inputs: Mapping[str, Any]) -> Bound:
     one_dtype(inputs, "out_a", "out_b", "out")
     contiguous(inputs, "out_a", "out_b")
     out_a, out_b = inputs["out_a"], inputs["out_b"]
+    heads, width = out_a.shape[1:]
+    serve(heads * width // 8 <= 1024, f"{heads} heads of {width}: a thread block is too small")
+    parts = inputs["lse_a"].isfinite() & inputs["lse_b"].isfinite()
+    serve(bool(parts.all()), "a part without keys")
     lse_a, lse_b = ((inputs[name] / LN2).contiguous() for name in ("lse_a", "lse_b"))
     results: dict[str, torch.Tensor] = {}
 

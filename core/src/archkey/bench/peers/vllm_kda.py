@@ -49,7 +49,8 @@ def chunk_kda(inputs: Mapping[str, Any]) -> Bound:
     require(stateless or bool(inputs.get("state_v_first")), "states with V first only")
     raw, rate = bool(inputs.get("use_gate_in_kernel")), inputs.get("A_log")
     require(not raw or rate is not None, "a gate without A_log")
-    bounds, _ = sequences(inputs)
+    bounds, host = sequences(inputs)
+    require(host is None or bool((host.diff() > 0).all()), "a sequence without tokens")
     number = len(v) if bounds is None else len(bounds) - 1
     zeros = torch.zeros(number, *v.shape[2:], q.shape[3], dtype=torch.float32, device=v.device)
     squash = bool(inputs.get("use_beta_sigmoid_in_kernel"))
