@@ -17,6 +17,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "plugins/README.md",
     "core/README.md",
+    "core/docs/bench.md",
     "core/docs/design.md",
     "core/docs/levels.md",
     "core/docs/vendor.md",

@@ -152,6 +152,19 @@ def test_it_passes_the_exam(venv: Venv) -> None:
     assert " passed, 0 failed" in venv.run("-m", "archkey", "check", "cuda_sm90.kestrel")
 
 
+def test_its_operator_is_measured_on_its_workloads(venv: Venv) -> None:
+    """A library that nobody installed is no part of it; the bound and the reference are."""
+    line = "bench kestrel_swiglu --quick --kernel torch --samples 3 --seconds 0.05"
+    document = venv.archkey(line, **KESTREL)
+    assert document["complete"] and document["machine"]["device"]["target"] == "kestrel_k1"
+    assert len(document["workloads"]) == 2
+    for workload in document["workloads"]:
+        ours, torch = workload["entries"]
+        assert (ours["kernel"], ours["status"]) == ("kestrel_k1:tiles", "timed")
+        assert (torch["kernel"], torch["status"]) == ("cpu:torch", "timed")
+        assert ours["gbs"] > 0 and workload["bound_us"] > 0 and workload["bound_by"] == "copy"
+
+
 def test_what_new_plugin_writes_passes_demo_and_exam(venv: Venv) -> None:
     interpreted = {**ACME, "TRITON_INTERPRET": "1"}
     results = venv.archkey("demo --operator rmsnorm", **interpreted)["results"]

@@ -98,6 +98,7 @@ OPERATORS = (
         reference="archkey_kestrel_k1.swiglu_reference:kestrel_swiglu",
         function="archkey_kestrel_k1.swiglu:kestrel_swiglu",
         cases="archkey_kestrel_k1.swiglu_cases",
+        workloads="archkey_kestrel_k1.swiglu_workloads",
         examples=MappingProxyType(
             {
                 "DeepSeek-V3 expert": KestrelSwigluProblem("bfloat16", 2048),
