@@ -79,7 +79,7 @@ def test_where_the_numbers_come_from_is_said() -> None:
     assert text.startswith("**NVIDIA H200** (`cuda_sm90`)\n")
     for said in (
         "- 2026-11-21, archkey 0.1.0, torch 2.11.0+cu130, triton 3.6.0, driver 580.159.04",
-        "- peers: FlashInfer 0.7.2.post1",
+        "- peers: FlashInfer (flashinfer-python 0.7.2.post1)",
         "copy 4.28 TB/s, bfloat16 777 TFLOP/s",
         "- medians of 30 samples",
     ):

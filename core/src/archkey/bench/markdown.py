@@ -72,7 +72,7 @@ def _ours(ours: Entry | None, target: str) -> str:
     kernel = short_name(ours.kernel, target, ours.degraded) if ours.kernel else ""
     if ours.timing is None:
         return f"{kernel} **{ours.status}**".strip()
-    return kernel
+    return f"{kernel} (events)" if ours.timing.method == "events" else kernel
 
 
 def _us(us: float) -> str:
@@ -109,9 +109,14 @@ def _provenance(
 
 
 def _peer(peer: Mapping[str, Any]) -> str:
-    versions = [v for v in (peer.get("versions") or {}).values() if v]
-    return " ".join([peer.get("title") or peer["name"], *versions])
+    """Its name and the distributions it came in: FlashAttention-3 (vllm 0.26.0)."""
+    versions = [f"{name} {v}" for name, v in (peer.get("versions") or {}).items() if v]
+    title = peer.get("title") or peer["name"]
+    return f"{title} ({', '.join(versions)})" if versions else str(title)
 
 
 def _rate(ceiling: Mapping[str, Any]) -> str:
-    return f"{ceiling['name']} {ceiling['start'] / 1e12:.3g} T{ceiling['unit']}"
+    value, unit = ceiling["start"], ceiling["unit"]
+    if unit == "us":
+        return f"{ceiling['name']} {value:.1f} us"
+    return f"{ceiling['name']} {value / 1e12:.{2 if value < 1e13 else 0}f} T{unit}"
