@@ -14,7 +14,6 @@ import torch
 from archkey.bench.peers._refusals import require
 
 __all__ = [
-    "HINTS",
     "MERGE",
     "MLA_DECODE",
     "MLA_PREFILL",
@@ -28,7 +27,7 @@ __all__ = [
     "wants_lse",
 ]
 
-HINTS = ("max_seqlen_q", "max_seqlen_k")
+_HINTS = ("max_seqlen_q", "max_seqlen_k")
 """Arguments that bound sizes and change no result."""
 
 SEGMENTS = (
@@ -38,18 +37,18 @@ SEGMENTS = (
 """A workspace of unified_attention, for a split over keys; it changes no result."""
 
 UNIFIED = (
-    "q", "k", "v", "out", "cu_seqlens_q", "seqused_k", *HINTS, "softmax_scale", "causal",
+    "q", "k", "v", "out", "cu_seqlens_q", "seqused_k", *_HINTS, "softmax_scale", "causal",
     "block_table",
 )  # fmt: skip
 """Arguments of unified_attention that every library has a counterpart for."""
 
 MLA_DECODE = (
-    "q", "kv_cache", "block_table", "cache_seqlens", *HINTS, "softmax_scale", "sm_scale", "causal",
+    "q", "kv_cache", "block_table", "cache_seqlens", *_HINTS, "softmax_scale", "sm_scale", "causal",
 )  # fmt: skip
 """Arguments of mla_decode that every library has a counterpart for."""
 
 MLA_PREFILL = (
-    "q", "k", "v", "out", "cu_seqlens_q", "cu_seqlens_k", *HINTS, "softmax_scale", "sm_scale",
+    "q", "k", "v", "out", "cu_seqlens_q", "cu_seqlens_k", *_HINTS, "softmax_scale", "sm_scale",
     "causal", "enable_pdl",
 )  # fmt: skip
 """Arguments of mla_prefill that every library has a counterpart for."""
