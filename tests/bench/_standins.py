@@ -14,26 +14,41 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-PEERS = "archkey.bench.peers."
+import torch
+
+Modules = Mapping[str, Mapping[str, Any]]
 
 
 @contextmanager
-def installed(modules: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
-    """Modules that can be imported, with these contents; adapters imported meanwhile go again."""
-    before = dict(sys.modules)
+def installed(modules: Modules) -> Iterator[None]:
+    """Modules that can be imported, with these contents; adapters are imported anew meanwhile."""
+    roots = {name.partition(".")[0] for name in modules}
+
+    def taken_out() -> dict[str, ModuleType]:
+        return {
+            name: sys.modules.pop(name)
+            for name in list(sys.modules)
+            if name.partition(".")[0] in roots or name.startswith("archkey.bench.peers.")
+        }
+
+    before = taken_out()
     for name, contents in modules.items():
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
             module = sys.modules.setdefault(".".join(parts[:end]), ModuleType(parts[end - 1]))
-            module.__path__ = []  # type: ignore[attr-defined]
+            module.__path__ = []
             if end > 1:
                 setattr(sys.modules[".".join(parts[: end - 1])], parts[end - 1], module)
         vars(sys.modules[name]).update(contents)
     try:
         yield
     finally:
-        adapters = {name for name in sys.modules if name.startswith(PEERS)}
-        roots = {name.partition(".")[0] for name in modules}
-        ours = {name for name in sys.modules if name.partition(".")[0] in roots}
-        for name in (adapters | ours) - set(before):
-            del sys.modules[name]
+        taken_out()
+        sys.modules.update(before)
+
+
+def table_of(indptr: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """The block table `[B, most]` of lists in compressed rows."""
+    bounds = indptr.tolist()
+    rows = [indices[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).int()

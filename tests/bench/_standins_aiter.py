@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
+from tests.bench._standins import Modules, table_of
 
 from archkey.reference import attention, mla
 from archkey.reference import rmsnorm as reference
@@ -26,10 +24,7 @@ def mla_decode_fwd(
     assert page_size == kv_buffer.shape[1] == nhead_kv == kv_buffer.shape[2] == 1
     assert bool((kv_last_page_lens == 1).all()) and o.dtype == torch.bfloat16
     assert kv_indices.dtype == kv_indptr.dtype == qo_indptr.dtype == torch.int32
-    counts = kv_indptr.diff()
-    table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
-    for row, first, count in zip(table, kv_indptr.tolist(), counts.tolist(), strict=False):
-        row[:count] = kv_indices[first : first + count]
+    counts, table = kv_indptr.diff(), table_of(kv_indptr, kv_indices)
     out, lse = mla.mla_decode(
         q, kv_buffer.squeeze(2), table, counts.int(), qo_indptr, max_seqlen_q, table.shape[1],
         q_scale, kv_scale, sm_scale, o.shape[2], causal, -1)
@@ -139,7 +134,7 @@ def mxfp4_quant(
         scale_layout="shuffled_gfx950" if shuffle else "row")
 
 
-AITER: Mapping[str, Mapping[str, Any]] = {
+AITER: Modules = {
     "aiter.mla": {"mla_decode_fwd": mla_decode_fwd},
     "aiter.ops.triton.attention.unified_attention": {"unified_attention": unified_attention},
     "aiter.ops.fused_qk_rmsnorm_group_quant": {"fused_qk_rmsnorm": fused_qk_rmsnorm},

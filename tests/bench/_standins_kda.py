@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
+from tests.bench._standins import Modules
 from torch import Tensor
 
 from archkey.ops.kda_gate import chunk_layout
@@ -76,7 +75,7 @@ def fla_sums(
     return (sums * (1.0 if scale is None else scale)).to(output_dtype or g.dtype)
 
 
-FLA: Mapping[str, Mapping[str, Any]] = {
+FLA: Modules = {
     "fla.ops.kda": {"chunk_kda": fla_chunk},
     "fla.ops.kda.fused_recurrent": {"fused_recurrent_kda_fwd": fla_recurrent},
     "fla.ops.kda.gate": {"fused_kda_gate": fla_gate, "kda_gate_chunk_cumsum": fla_sums},
@@ -104,7 +103,7 @@ def flash_fwd(
         final_state.copy_(states)
 
 
-FLASH_KDA = {"flash_kda": {"fwd": flash_fwd}}
+FLASH_KDA: Modules = {"flash_kda": {"fwd": flash_fwd}}
 
 
 def vllm_chunk(
@@ -130,7 +129,7 @@ def vllm_fused_gate(
     )
 
 
-VLLM_KDA = {
+VLLM_KDA: Modules = {
     "vllm.third_party.flash_linear_attention.ops.kda": {
         "chunk_kda": vllm_chunk, "chunk_kda_with_fused_gate": vllm_fused_gate,
     },
@@ -185,7 +184,7 @@ def sglang_packed_cuda(
 
 
 _ATTENTION = "sglang.kernels.ops.attention."
-SGLANG_KDA: Mapping[str, Mapping[str, Any]] = {
+SGLANG_KDA: Modules = {
     f"{_ATTENTION}fla.kda": {"chunk_kda": sglang_chunk},
     f"{_ATTENTION}fla.fused_recurrent": {"fused_recurrent_kda_packed_decode": sglang_packed},
     f"{_ATTENTION}fla.index": {
@@ -196,3 +195,5 @@ SGLANG_KDA: Mapping[str, Mapping[str, Any]] = {
         "covered": sglang_covered, "kda_packed_decode": sglang_packed_cuda,
     },
 }
+
+KDA: Modules = {**FLA, **FLASH_KDA, **VLLM_KDA, **SGLANG_KDA}

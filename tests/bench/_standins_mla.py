@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
+from tests.bench._standins import Modules, table_of
 from torch import Tensor
 
 from archkey.reference import attention, mla, sparse_mla
@@ -65,28 +64,19 @@ INTERFACE = {
     "flash_mla_sparse_fwd": sparse_fwd,
     "get_mla_metadata": lambda *args, **kwargs: (Schedule(), None),
 }
-FLASH_MLA = {"flash_mla": INTERFACE}
-VLLM_FLASHMLA: Mapping[str, Mapping[str, Any]] = {
+FLASH_MLA: Modules = {"flash_mla": INTERFACE}
+VLLM_FLASHMLA: Modules = {
     "vllm._flashmla_extension_C": {},
     "vllm.third_party.flashmla.flash_mla_interface": INTERFACE,
 }
 
-EXTENSION = (
-    "get_mla_decoding_metadata_dense_fp8(Tensor seqlens_k, int num_heads_per_head_k,"
-    " int num_heads_k) -> Tensor[]",
-    "fwd_kvcache_mla_fp8(Tensor q, Tensor kcache, int head_size_v, Tensor seqlens_k,"
-    " Tensor block_table, float softmax_scale, bool is_causal, Tensor tile_scheduler_metadata,"
-    " Tensor num_splits, Tensor? descale_q, Tensor? descale_k) -> Tensor[]",
-)
-"""What `_flashmla_extension_C` declares."""
 
-
-def extension_metadata(seqlens_k, num_heads_per_head_k, num_heads_k):
+def get_mla_decoding_metadata_dense_fp8(seqlens_k, num_heads_per_head_k, num_heads_k):
     assert num_heads_k == 1
     return [torch.tensor([num_heads_per_head_k]), torch.zeros(len(seqlens_k) + 1)]
 
 
-def extension_fwd(
+def fwd_kvcache_mla_fp8(
     q, kcache, head_size_v, seqlens_k, block_table, softmax_scale, is_causal,
     tile_scheduler_metadata, num_splits, descale_q, descale_k,
 ):
@@ -98,6 +88,22 @@ def extension_fwd(
         descale_q, descale_k, softmax_scale, head_size_v, is_causal, -1)
     lse = _theirs(lse).reshape(batch, queries, heads).transpose(1, 2).contiguous()
     return [out.bfloat16(), lse]
+
+
+EXTENSION = (
+    (
+        "get_mla_decoding_metadata_dense_fp8(Tensor seqlens_k, int num_heads_per_head_k,"
+        " int num_heads_k) -> Tensor[]",
+        get_mla_decoding_metadata_dense_fp8,
+    ),
+    (
+        "fwd_kvcache_mla_fp8(Tensor q, Tensor kcache, int head_size_v, Tensor seqlens_k,"
+        " Tensor block_table, float softmax_scale, bool is_causal, Tensor tile_scheduler_metadata,"
+        " Tensor num_splits, Tensor? descale_q, Tensor? descale_k) -> Tensor[]",
+        fwd_kvcache_mla_fp8,
+    ),
+)
+"""What `_flashmla_extension_C` declares, and does."""
 
 
 class Splits:
@@ -118,10 +124,7 @@ class Splits:
 
 def _one_by_one(q, k, v, starts, indptr, indices, scale, softcap, sinks, window=-1):
     """Attention over keys that are named one by one: pages of one key."""
-    counts = indptr.diff()
-    table = torch.zeros(len(counts), int(counts.max()), dtype=torch.int32)
-    for row, first, count in zip(table, indptr.tolist(), counts.tolist(), strict=False):
-        row[:count] = indices[first : first + count]
+    counts, table = indptr.diff(), table_of(indptr, indices)
     return attention.unified_attention(
         q, k.unsqueeze(1), v.unsqueeze(1), starts, counts.int(), table, sinks=sinks,
         softmax_scale=scale, window_left=window, softcap=softcap)[0]
@@ -180,7 +183,7 @@ def sparse_split_q(q_nope, q_rope, kv, indices, sm_scale, d_v=512):
 
 
 _ATTENTION = "sglang.kernels.ops.attention."
-SGLANG: Mapping[str, Mapping[str, Any]] = {
+SGLANG: Modules = {
     f"{_ATTENTION}decode_attention": {"decode_attention_fwd": decode_fwd},
     f"{_ATTENTION}extend_attention": {"extend_attention_fwd_unified": extend_fwd},
     f"{_ATTENTION}merge_state": {"merge_state_triton": merge},
@@ -189,3 +192,5 @@ SGLANG: Mapping[str, Mapping[str, Any]] = {
     f"{_ATTENTION}dsa.triton_sparse_mla_decode": {"triton_sparse_mla_decode": sparse_split_q},
     f"{_ATTENTION}dsa.triton_sparse_mla_prefill": {"sparse_mla_prefill": sparse_prefill},
 }
+
+MLA: Modules = {**FLASH_MLA, **VLLM_FLASHMLA, **SGLANG}

@@ -15,8 +15,7 @@ from typing import Any
 
 from archkey.bench.entrant import Adapter
 from archkey.bench.peers.peer import Peer, Route
-from archkey.bench.peers.table_a import PEERS_A
-from archkey.bench.peers.table_b import PEERS_B
+from archkey.bench.peers.table import PEERS
 from archkey.errors import describe
 from archkey.requirements import installed_versions
 
@@ -39,10 +38,6 @@ class Standing:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return {"state": self.state, "reason": self.reason, "versions": dict(self.versions)}
-
-
-PEERS: tuple[Peer, ...] = (*PEERS_A, *PEERS_B)
-"""Every peer we know, installed or not."""
 
 
 def standing(peer: Peer) -> Standing:

@@ -9,9 +9,17 @@ from typing import Any
 
 import torch
 
-from archkey.bench.peers._serve import serve
+from archkey.bench.peers._refusals import all_covered, require
 
-__all__ = ["Batch", "Csr", "attention_batch", "csr", "gathered", "latent_batch"]
+__all__ = [
+    "Batch",
+    "Csr",
+    "attention_batch",
+    "csr",
+    "gathered",
+    "key_slots",
+    "latent_batch",
+]
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Batch:
 
     def equal(self) -> tuple[int, int, int]:
         """(B, queries, keys) of sequences that are all as long as each other, or NotServed."""
-        serve(len(set(self.q_lens)) == 1 == len(set(self.kv_lens)), "sequences of unequal length")
+        require(len(set(self.q_lens)) == 1 == len(set(self.kv_lens)), "sequences of unequal length")
         return len(self.q_lens), self.q_lens[0], self.kv_lens[0]
 
 
@@ -73,20 +81,40 @@ def latent_batch(inputs: Mapping[str, Any]) -> Batch:
 
 
 def _ragged(q: torch.Tensor, cu_q: torch.Tensor, kv_lens: tuple[int, ...]) -> Batch:
-    starts = cu_q.tolist()
-    serve(starts[-1] == len(q), "queries past the last sequence, which stay unwritten")
-    serve(min(kv_lens, default=0) > 0, "a sequence without keys")
-    return Batch(q, cu_q, tuple(b - a for a, b in zip(starts, starts[1:], strict=False)), kv_lens)
+    all_covered(cu_q, len(q))
+    require(min(kv_lens, default=0) > 0, "a sequence without keys")
+    return Batch(q, cu_q, tuple(cu_q.diff().tolist()), kv_lens)
 
 
 def csr(block_table: torch.Tensor, kv_lens: tuple[int, ...], page_size: int) -> Csr:
     """The pages in use."""
     pages = [-(-length // page_size) for length in kv_lens]
-    device = block_table.device
-    indptr = torch.tensor([0, *pages]).cumsum(0).to(device, torch.int32)
-    indices = torch.cat([block_table[i, :n] for i, n in enumerate(pages)]).to(torch.int32)
+    indptr, indices = _compressed(block_table, [(0, n) for n in pages])
     last = [length - (n - 1) * page_size for length, n in zip(kv_lens, pages, strict=True)]
-    return Csr(indptr, indices, torch.tensor(last, dtype=torch.int32, device=device))
+    return Csr(indptr, indices.int(), torch.tensor(last, dtype=torch.int32, device=indptr.device))
+
+
+def key_slots(
+    block_table: torch.Tensor, lengths: torch.Tensor, page_size: int, window_left: int = -1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys of each sequence one by one: (indptr `[B + 1]` int32, slots int64).
+
+    window_left  of the last query: keys before it are left out
+    """
+    ends = lengths.tolist()
+    firsts = [max(end - 1 - window_left, 0) if window_left >= 0 else 0 for end in ends]
+    pages = block_table[:, : -(-max(ends, default=0) // page_size), None].long()
+    slots = pages * page_size + torch.arange(page_size, device=pages.device)
+    return _compressed(slots.flatten(1), list(zip(firsts, ends, strict=True)))
+
+
+def _compressed(
+    table: torch.Tensor, spans: list[tuple[int, int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of row i the entries of span i: (indptr `[B + 1]` int32, entries)."""
+    counts = torch.tensor([0, *(end - first for first, end in spans)])
+    entries = torch.cat([table[i, first:end] for i, (first, end) in enumerate(spans)])
+    return counts.cumsum(0).to(table.device, torch.int32), entries
 
 
 def gathered(

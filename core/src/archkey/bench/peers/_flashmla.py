@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import HINTS, Last, given, natural_lse, require, softmax_scale
+from archkey.bench.peers._arguments import MLA_DECODE, given, softmax_scale
+from archkey.bench.peers._refusals import HALVES, require
+from archkey.bench.peers._results import Last
 from archkey.ops._mla_checks import pages_of
 
 __all__ = [
@@ -26,8 +28,6 @@ __all__ = [
     "sparse_decode",
     "sparse_prefill",
 ]
-
-Inputs = Mapping[str, Any]
 
 FORMATS = {"fp8_v32": 656, "fp8_model1": 584}
 """Packed caches: bytes of a token."""
@@ -41,14 +41,13 @@ class Library(NamedTuple):
     metadata: Callable[..., Any]
 
 
-def decode_inputs(inputs: Inputs, *more: str) -> tuple[torch.Tensor, torch.Tensor]:
+def decode_inputs(inputs: Mapping[str, Any], *more: str) -> tuple[torch.Tensor, torch.Tensor]:
     """q and the cache `[blocks, 64, 1, d]`; refuses what the dense kernels do not compute.
 
     more  arguments of one kernel
     """
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "return_lse", *HINTS, *more, head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "return_lse", *more, head_dim_v=512, window_left=-1,
     )  # fmt: skip
     q, cache = inputs["q"], pages_of(inputs["kv_cache"])
     require(q.dim() == 4, "ragged queries")
@@ -59,13 +58,13 @@ def decode_inputs(inputs: Inputs, *more: str) -> tuple[torch.Tensor, torch.Tenso
 def decode_outputs(result: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
     """out, and lse `[B, H, q]` as `[B q, H]`."""
     out, lse = result
-    return {"out": out, "lse": natural_lse(lse.transpose(1, 2).flatten(0, 1))}
+    return {"out": out, "lse": _natural(lse.transpose(1, 2).flatten(0, 1))}
 
 
-def decode(library: Library, inputs: Inputs) -> Bound:
+def decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
     """Dense decode, bfloat16 or float16."""
     q, cache = decode_inputs(inputs)
-    require(q.dtype in (torch.bfloat16, torch.float16), "bfloat16 and float16 only")
+    require(q.dtype in HALVES, "bfloat16 and float16 only")
     require(cache.dtype == q.dtype, "cache of q's dtype only")
     schedule, _ = library.metadata()
     lengths, causal = inputs["cache_seqlens"].contiguous(), inputs.get("causal", True)
@@ -87,7 +86,7 @@ def decode(library: Library, inputs: Inputs) -> Bound:
     return Bound(call, lambda: decode_outputs(call.result), "schedule made once, outside")
 
 
-def sparse_decode(library: Library, inputs: Inputs) -> Bound:
+def sparse_decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
     """Sparse decode over a packed FP8 cache."""
     only(
         inputs, "q", "kv_cache", "indices", "softmax_scale", "sm_scale", "kv_format",
@@ -130,7 +129,7 @@ def sparse_decode(library: Library, inputs: Inputs) -> Bound:
     return Bound(call, lambda: decode_outputs(call.result), "schedule made once, outside")
 
 
-def sparse_prefill(library: Library, inputs: Inputs) -> Bound:
+def sparse_prefill(library: Library, inputs: Mapping[str, Any]) -> Bound:
     """Sparse prefill over a flat bfloat16 pool."""
     only(
         inputs, "q", "kv", "indices", "softmax_scale", "sm_scale", "topk_length", "attn_sink",
@@ -153,7 +152,12 @@ def sparse_prefill(library: Library, inputs: Inputs) -> Bound:
 
 def _prefill_outputs(result: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
     out, max_logits, lse = result
-    return {"out": out, "max_logits": max_logits, "lse": natural_lse(lse)}
+    return {"out": out, "max_logits": max_logits, "lse": _natural(lse)}
+
+
+def _natural(lse: torch.Tensor) -> torch.Tensor:
+    """The +inf that FlashMLA gives for an empty row as archkey's -inf."""
+    return lse.masked_fill(lse == math.inf, -math.inf)
 
 
 def _packed(cache: torch.Tensor, indices: torch.Tensor, row_bytes: int) -> torch.Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from archkey.bench.peers._binding import all_covered, require
+from archkey.bench.peers._refusals import all_covered, require
+from archkey.bench.peers._results import joined
 
 __all__ = [
     "TOKENS",
@@ -20,9 +21,11 @@ __all__ = [
     "check_tokens",
     "copied",
     "flat_slots",
-    "joined",
+    "number_of_sequences",
     "outputs",
     "sequences",
+    "v_first_only",
+    "wants_states",
 ]
 
 TOKENS = ("q", "k", "v", "g", "beta")
@@ -46,6 +49,23 @@ def sequences(inputs: Mapping[str, Any]) -> tuple[torch.Tensor | None, torch.Ten
     return bounds.long(), bounds.cpu().long()
 
 
+def number_of_sequences(inputs: Mapping[str, Any]) -> int:
+    """N: of cu_seqlens, or one for each row of the batch."""
+    bounds = inputs.get("cu_seqlens")
+    return len(inputs["v"]) if bounds is None else len(bounds) - 1
+
+
+def wants_states(inputs: Mapping[str, Any]) -> bool:
+    """Whether the call must return final states."""
+    return inputs.get("initial_state_indices") is not None or bool(inputs.get("output_final_state"))
+
+
+def v_first_only(inputs: Mapping[str, Any]) -> None:
+    """Refuse states that have K before V."""
+    stateless = inputs.get("initial_state") is None and not wants_states(inputs)
+    require(stateless or inputs.get("state_v_first"), "states with V first only")
+
+
 def check_tokens(inputs: Mapping[str, Any]) -> None:
     """Refuse what no library but ours computes: zeros in rows of no sequence."""
     all_covered(inputs.get("cu_seqlens"), inputs["q"].shape[1])
@@ -63,11 +83,6 @@ def outputs(result: tuple[torch.Tensor, torch.Tensor | None]) -> dict[str, torch
     return {"o": o} if final is None else {"o": o, "final_state": final}
 
 
-def joined(*parts: str) -> str:
-    """A `Bound.how` of those parts that say something."""
-    return "; ".join(filter(None, parts))
-
-
 class States:
     """States before and after a call of a library that takes one for each sequence.
 
@@ -81,7 +96,7 @@ class States:
         slots = flat_slots(inputs, "initial_state_indices")
         self._slots = None if slots is None else slots.long()
         self._dtype = dtype
-        self.wanted = slots is not None or bool(inputs.get("output_final_state"))
+        self.wanted = wants_states(inputs)
         pool = "" if slots is None else "states taken from the pool and put back in the call"
         converted = self._source is not None and dtype not in (None, self._source.dtype)
         self.how = joined(pool, f"states converted to {dtype}" if converted else "")

@@ -14,14 +14,10 @@ from aiter.mla import mla_decode_fwd
 from aiter.ops.triton.attention.unified_attention import unified_attention as triton_attention
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import (
-    HINTS,
-    Last,
-    all_covered,
-    require,
-    softmax_scale,
-    token_slots,
-)
+from archkey.bench.peers._arguments import MLA_DECODE, UNIFIED, scalar, softmax_scale
+from archkey.bench.peers._batch import key_slots
+from archkey.bench.peers._refusals import all_covered, require
+from archkey.bench.peers._results import Last
 from archkey.ops._mla_checks import pages_of
 
 __all__ = ["mla_decode", "unified_attention"]
@@ -30,8 +26,8 @@ __all__ = ["mla_decode", "unified_attention"]
 def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """Latent decode; the cache is given as pages of one key, as vLLM gives it."""
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "return_lse", "q_descale", "kv_descale", *HINTS, head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "return_lse", "q_descale", "kv_descale", head_dim_v=512,
+        window_left=-1,
     )  # fmt: skip
     q, cache = inputs["q"], pages_of(inputs["kv_cache"])
     require(q.dim() == 4, "ragged queries")
@@ -42,7 +38,7 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     require(width == 576 and cache.is_contiguous(), "d = 576 in a cache without gaps only")
     require(eight_bits or inputs.get("q_descale") is inputs.get("kv_descale"), "a descale")
     require(bool((inputs["cache_seqlens"] >= queries).all()), "rows without keys")
-    indptr, slots = token_slots(inputs["block_table"], inputs["cache_seqlens"], cache.shape[1])
+    indptr, slots = key_slots(inputs["block_table"], inputs["cache_seqlens"], cache.shape[1])
     slots = slots.int()
     starts = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * queries
     ones = torch.ones(batch, dtype=torch.int32, device=q.device)
@@ -50,8 +46,10 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     out = torch.empty(len(flat), heads, 512, dtype=torch.bfloat16, device=q.device)
     scales = {}
     if eight_bits:
-        descales = (inputs.get("q_descale"), inputs.get("kv_descale"))
-        scales = dict(zip(("q_scale", "kv_scale"), (_factor(s, q) for s in descales), strict=True))
+        scales = {
+            f"{x}_scale": scalar(inputs.get(f"{x}_descale"), f"{x}_descale", q.device)
+            for x in ("q", "kv")
+        }
     causal = inputs.get("causal", True)
 
     def run() -> Any:
@@ -82,8 +80,7 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
 def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     """The Triton kernels; arguments have archkey's names and order."""
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", *HINTS, "seqused_k", "softmax_scale",
-        "causal", "window_size", "block_table", "softcap", "q_descale", "k_descale", "v_descale",
+        inputs, *UNIFIED, "window_size", "softcap", "q_descale", "k_descale", "v_descale",
         "alibi_slopes", "output_scale", "qq_bias", "sinks", "lse", kv_layout="NHD",
     )  # fmt: skip
     q, v, page_size = inputs["q"], inputs["v"], inputs["k"].shape[1]
@@ -124,11 +121,3 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
         )
 
     return Bound(run, lambda: {"out": out}, "no lse")
-
-
-def _factor(descale: float | torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """A descale as one float32 element on the device."""
-    if isinstance(descale, torch.Tensor):
-        return descale.reshape(1)
-    value = 1.0 if descale is None else descale
-    return torch.full((1,), value, dtype=torch.float32, device=like.device)

@@ -25,7 +25,8 @@ from aiter.ops.triton.quant import (
 from aiter.utility.dtypes import fp8
 
 from archkey.bench.entrant import Bound, NotServed, only
-from archkey.bench.peers._binding import Last, require
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last
 
 __all__ = ["fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm", "rmsnorm_quant"]
 

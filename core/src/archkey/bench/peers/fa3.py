@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from archkey.bench.entrant import Bound, only
+from archkey.bench.peers._arguments import MLA_DECODE, MLA_PREFILL, SEGMENTS, UNIFIED, softmax_scale
 from archkey.bench.peers._batch import Batch, attention_batch, latent_batch
-from archkey.bench.peers._serve import HALVES, one_dtype, serve, softmax_scale_of, wants_lse
+from archkey.bench.peers._refusals import HALVES, all_covered, one_dtype, require
+from archkey.bench.peers._results import Last, attended
 from archkey.ops._mla_checks import pages_of
 
 _authors: Any
@@ -30,15 +32,11 @@ Attention = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 def _bind(run: Attention, inputs: Mapping[str, Any], how: str) -> Bound:
-    results: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        results["out"], results["lse"] = run()
+    call = Last(run)
 
     def outputs() -> dict[str, torch.Tensor]:
-        out = results["out"]
-        found = {"out": out.view(*inputs["q"].shape[:-1], out.shape[-1])}
-        return {**found, "lse": results["lse"].T} if wants_lse(inputs) else found
+        out, lse = call.result
+        return attended(inputs, out, lse.T)
 
     return Bound(call, outputs, how)
 
@@ -90,7 +88,7 @@ def _paged(
         **descales,
     }
     if _authors:
-        serve(sinks is None, "sinks")
+        require(sinks is None, "sinks")
 
         def authors() -> tuple[torch.Tensor, torch.Tensor]:
             out, lse, *_ = _authors.flash_attn_with_kvcache(
@@ -115,20 +113,19 @@ def _paged(
 def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     """Paged attention of ragged queries."""
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", "max_seqlen_q", "seqused_k", "max_seqlen_k",
-        "softmax_scale", "causal", "window_size", "block_table", "softcap", "q_descale",
-        "k_descale", "v_descale", "sinks", "lse", "kv_layout", "seq_threshold_3D",
-        "num_par_softmax_segments", "softmax_segm_output", "softmax_segm_max",
-        "softmax_segm_expsum",
+        inputs, *UNIFIED, *SEGMENTS, "window_size", "softcap", "q_descale", "k_descale",
+        "v_descale", "sinks", "lse", "kv_layout",
     )  # fmt: skip
     one_dtype(inputs, "q", "k", "v", among=(*HALVES, torch.float8_e4m3fn))
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     out, sinks = inputs.get("out"), inputs.get("sinks")
     fp8 = q.dtype not in HALVES
-    serve(out is None or out.dtype == (torch.bfloat16 if fp8 else q.dtype), "out of another dtype")
-    serve(sinks is None or sinks.dtype == torch.bfloat16, "sinks that are not bfloat16")
+    require(
+        out is None or out.dtype == (torch.bfloat16 if fp8 else q.dtype), "out of another dtype"
+    )
+    require(sinks is None or sinks.dtype == torch.bfloat16, "sinks that are not bfloat16")
     widths = q.shape[-1], v.shape[-1]
-    serve(widths == (192, 128) or widths[0] == widths[1] <= 256, f"widths {widths}")
+    require(widths == (192, 128) or widths[0] == widths[1] <= 256, f"widths {widths}")
     if inputs.get("kv_layout", "NHD") == "HND":
         k, v = k.transpose(1, 2), v.transpose(1, 2)
     batch = attention_batch(inputs)
@@ -153,7 +150,7 @@ def _factors(
     """A descale as `[B, Hk]`."""
     if value is None:
         return None
-    serve(fp8, f"{name} of 16-bit values")
+    require(fp8, f"{name} of 16-bit values")
     if isinstance(value, torch.Tensor):
         return value.expand(shape) if value.numel() == 1 else value
     return torch.full(shape, value, dtype=torch.float32, device=device)
@@ -162,37 +159,33 @@ def _factors(
 def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """Absorbed: the rope part as q and k, the latent as v, with its queries as q_v."""
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "cu_seqlens_q", "max_seqlen_q", "max_seqlen_k", "out", "lse", "return_lse",
-        "enable_pdl", head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "cu_seqlens_q", "out", "lse", "return_lse", "enable_pdl",
+        head_dim_v=512, window_left=-1,
     )  # fmt: skip
     one_dtype(inputs, "q", "kv_cache", "out")
     batch, cache = latent_batch(inputs), pages_of(inputs["kv_cache"]).unsqueeze(2)
-    serve(batch.q.shape[-1] == 576, f"rows of {batch.q.shape[-1]}, not of 512 + 64")
+    require(batch.q.shape[-1] == 576, f"rows of {batch.q.shape[-1]}, not of 512 + 64")
     nope, rope = batch.q.split([512, 64], -1)
     latent, keys = cache.split([512, 64], -1)
     run = _paged(
         batch, rope, keys, latent, inputs["block_table"], inputs["cache_seqlens"], batch.max_kv,
-        scale=softmax_scale_of(inputs), causal=inputs.get("causal", True), qv=nope,
+        scale=softmax_scale(inputs), causal=inputs.get("causal", True), qv=nope,
     )  # fmt: skip
     return _bind(run, inputs, _SCHEDULED)
 
 
 def mla_prefill(inputs: Mapping[str, Any]) -> Bound:
     """`flash_attn_varlen_func`."""
-    only(
-        inputs, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k",
-        "softmax_scale", "sm_scale", "causal", "out", "lse", "return_lse", "enable_pdl",
-    )  # fmt: skip
+    only(inputs, *MLA_PREFILL, "lse", "return_lse")
     one_dtype(inputs, "q", "k", "v", "out")
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     cu_q = inputs["cu_seqlens_q"]
-    serve(int(cu_q[-1]) == len(q), "queries past the last sequence, which stay unwritten")
+    all_covered(cu_q, len(q))
     lengths = {name: inputs[name] for name in ("cu_seqlens_k", "max_seqlen_q", "max_seqlen_k")}
     shared = {
         "cu_seqlens_q": cu_q,
         **lengths,
-        "softmax_scale": softmax_scale_of(inputs),
+        "softmax_scale": softmax_scale(inputs),
         "causal": inputs.get("causal", True),
     }
     if _authors:

@@ -23,17 +23,18 @@ from fla.ops.utils import prepare_chunk_indices
 from fla.ops.utils.constant import RCP_LN2
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import Last, all_covered, given, require
+from archkey.bench.peers._arguments import given
 from archkey.bench.peers._kda import (
     TOKENS,
     States,
     check_tokens,
     copied,
     flat_slots,
-    joined,
     outputs,
     sequences,
 )
+from archkey.bench.peers._refusals import all_covered, require
+from archkey.bench.peers._results import Last, joined
 
 __all__ = ["chunk_kda", "fused_recurrent_kda", "kda_gate", "kda_gate_chunk_cumsum"]
 

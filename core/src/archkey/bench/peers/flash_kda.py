@@ -14,16 +14,18 @@ import torch
 from flash_kda import fwd
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import Last, require
 from archkey.bench.peers._kda import (
     TOKENS,
     States,
     check_tokens,
     copied,
-    joined,
+    number_of_sequences,
     outputs,
     sequences,
+    v_first_only,
 )
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last, joined
 
 __all__ = ["chunk_kda"]
 
@@ -48,14 +50,13 @@ def chunk_kda(inputs: Mapping[str, Any]) -> Bound:
     rate, bias = inputs.get("A_log"), inputs.get("dt_bias")
     for weight in (rate, bias):
         require(weight is not None and weight.dtype == torch.float32, "float32 A_log and dt_bias")
+    v_first_only(inputs)
     states, state = States(inputs), inputs.get("initial_state")
-    stateless = state is None and not states.wanted
-    require(stateless or bool(inputs.get("state_v_first")), "states with V first only")
     bounds, _ = sequences(inputs)
     out = torch.empty_like(v, memory_format=torch.contiguous_format)
     final = None
     if states.wanted:
-        number = len(v) if bounds is None else len(bounds) - 1
+        number = number_of_sequences(inputs)
         dtype = torch.float32 if state is None else state.dtype
         final = torch.empty(number, *v.shape[2:], 128, dtype=dtype, device=v.device)
     scale = inputs.get("scale")

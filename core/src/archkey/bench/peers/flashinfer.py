@@ -15,7 +15,9 @@ from flashinfer.norm import rmsnorm as _rmsnorm
 from flashinfer.norm import rmsnorm_quant as _rmsnorm_quant
 
 from archkey.bench.entrant import Bound, NotServed, only
-from archkey.bench.peers._serve import LN2, contiguous, one_dtype, output_dtype, serve
+from archkey.bench.peers._arguments import MERGE, output_dtype
+from archkey.bench.peers._refusals import contiguous, one_dtype, require
+from archkey.bench.peers._results import LN2, Last
 from archkey.bench.peers.flashinfer_attention import (
     mla_decode_fa2,
     mla_decode_fa3,
@@ -53,7 +55,7 @@ def rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     only(inputs, "x", "weight", "eps", "out", "weight_bias", "enable_pdl")
     one_dtype(inputs, "x", "weight", "out")
     norm, x, weight = _norm_of(inputs, _rmsnorm, gemma_rmsnorm), inputs["x"], inputs["weight"]
-    serve(norm is _rmsnorm or x.dim() == 2, "rows of heads with weight_bias")
+    require(norm is _rmsnorm or x.dim() == 2, "rows of heads with weight_bias")
     eps, pdl = inputs.get("eps", 1e-6), inputs.get("enable_pdl")
     out = x.new_empty(x.shape)
     return Bound(
@@ -70,7 +72,7 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     one_dtype(inputs, "x", "residual", "weight", "out", "residual_out")
     norm = _norm_of(inputs, _fused_add_rmsnorm, gemma_fused_add_rmsnorm)
     x, residual, weight = inputs["x"], inputs["residual"], inputs["weight"]
-    serve(x.dim() == 2, "rows of heads")
+    require(x.dim() == 2, "rows of heads")
     eps, pdl = inputs.get("eps", 1e-6), inputs.get("enable_pdl")
     return Bound(
         lambda: norm(x, residual, weight, eps=eps, enable_pdl=pdl),
@@ -121,10 +123,10 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
         inputs, "x", "weight", "eps", "quant", "scale", "residual", "out", "residual_out",
         "group_size", "enable_pdl", weight_bias=0.0, scale_layout="row",
     )  # fmt: skip
-    serve(inputs["quant"] == "fp8_tensor", "a static scale only")
+    require(inputs["quant"] == "fp8_tensor", "a static scale only")
     one_dtype(inputs, "x", "weight", "residual", "residual_out")
     x, weight, residual = inputs["x"], inputs["weight"], inputs.get("residual")
-    serve(x.dim() == 2, "rows of heads")
+    require(x.dim() == 2, "rows of heads")
     eps, pdl, scale = inputs["eps"], inputs.get("enable_pdl"), inputs["scale"].reshape(1)
     out = torch.empty(x.shape, dtype=output_dtype(inputs, torch.float8_e4m3fn), device=x.device)
     if residual is None:
@@ -141,22 +143,18 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
 
 def merge_attn_states(inputs: Mapping[str, Any]) -> Bound:
     """`merge_state(v_a, s_a, v_b, s_b)`: logarithms to base 2."""
-    only(inputs, "out_a", "lse_a", "out_b", "lse_b", "out", "lse")
+    only(inputs, *MERGE)
     one_dtype(inputs, "out_a", "out_b", "out")
     contiguous(inputs, "out_a", "out_b")
     out_a, out_b = inputs["out_a"], inputs["out_b"]
     heads, width = out_a.shape[1:]
-    serve(heads * width // 8 <= 1024, f"{heads} heads of {width}: a thread block is too small")
+    require(heads * width // 8 <= 1024, f"{heads} heads of {width}: a thread block is too small")
     parts = inputs["lse_a"].isfinite() & inputs["lse_b"].isfinite()
-    serve(bool(parts.all()), "a part without keys")
+    require(bool(parts.all()), "a part without keys")
     lse_a, lse_b = ((inputs[name] / LN2).contiguous() for name in ("lse_a", "lse_b"))
-    results: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        results["out"], results["lse"] = merge_state(out_a, lse_a, out_b, lse_b)
-
+    call = Last(lambda: merge_state(out_a, lse_a, out_b, lse_b))
     return Bound(
         call,
-        lambda: {"out": results["out"], "lse": results["lse"] * LN2},
+        lambda: {"out": call.result[0], "lse": call.result[1] * LN2},
         "LSEs brought to base 2 outside the timing",
     )

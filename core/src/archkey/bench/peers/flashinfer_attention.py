@@ -15,16 +15,18 @@ from flashinfer.prefill import (
 )
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._batch import attention_batch, csr, latent_batch
-from archkey.bench.peers._serve import (
-    HALVES,
-    LN2,
+from archkey.bench.peers._arguments import (
+    MLA_DECODE,
+    MLA_PREFILL,
+    SEGMENTS,
+    UNIFIED,
     number,
-    one_dtype,
-    serve,
-    softmax_scale_of,
+    softmax_scale,
     wants_lse,
 )
+from archkey.bench.peers._batch import attention_batch, csr, latent_batch
+from archkey.bench.peers._refusals import HALVES, all_covered, one_dtype, require
+from archkey.bench.peers._results import LN2, attended
 from archkey.ops._mla_checks import pages_of
 
 __all__ = [
@@ -53,33 +55,32 @@ def _bind(
     out = q.new_empty(*q.shape[:-1], width)
     lse = q.new_empty(q.shape[:-1], dtype=torch.float32) if wants_lse(inputs) else None
 
-    def outputs() -> dict[str, torch.Tensor]:
-        found = {"out": out.view(*inputs["q"].shape[:-1], width)}
-        return found if lse is None else {**found, "lse": lse * LN2}
-
-    return Bound(lambda: run(out=out, lse=lse, return_lse=lse is not None), outputs, _PLANNED)
+    return Bound(
+        lambda: run(out=out, lse=lse, return_lse=lse is not None),
+        lambda: attended(inputs, out, None if lse is None else lse * LN2),
+        _PLANNED,
+    )
 
 
 def _mla_decode(inputs: Mapping[str, Any], backend: str) -> Bound:
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "cu_seqlens_q", "max_seqlen_q", "max_seqlen_k", "kv_descale", "out", "lse",
-        "return_lse", "enable_pdl", head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "cu_seqlens_q", "kv_descale", "out", "lse", "return_lse",
+        "enable_pdl", head_dim_v=512, window_left=-1,
     )  # fmt: skip
     one_dtype(inputs, "q", "out")
     batch, cache = latent_batch(inputs), pages_of(inputs["kv_cache"])
     q, page_size = batch.q, cache.shape[1]
-    serve(q.shape[-1] == 576, f"rows of {q.shape[-1]}, not of 512 + 64")
+    require(q.shape[-1] == 576, f"rows of {q.shape[-1]}, not of 512 + 64")
     scales: dict[str, float] = {}
     if cache.dtype != q.dtype:
-        serve(
+        require(
             (q.dtype, cache.dtype) == (torch.bfloat16, torch.float8_e4m3fn),
             f"a cache of {cache.dtype} beside {q.dtype}",
         )
         factor = number(inputs.get("kv_descale"), "kv_descale")
         scales = {"ckv_scale": factor, "kpe_scale": factor}
     else:
-        serve(inputs.get("kv_descale") is None, "kv_descale of a cache that is not FP8")
+        require(inputs.get("kv_descale") is None, "kv_descale of a cache that is not FP8")
     pages = csr(inputs["block_table"], batch.kv_lens, page_size)
     wrapper = BatchMLAPagedAttentionWrapper(_workspace(q.device), backend=backend)
     wrapper.plan(
@@ -91,7 +92,7 @@ def _mla_decode(inputs: Mapping[str, Any], backend: str) -> Bound:
         head_dim_kpe=64,
         page_size=page_size,
         causal=inputs.get("causal", True),
-        sm_scale=softmax_scale_of(inputs),
+        sm_scale=softmax_scale(inputs),
         q_data_type=q.dtype,
         kv_data_type=cache.dtype,
         query_layout="split",
@@ -119,16 +120,13 @@ def mla_decode_fa3(inputs: Mapping[str, Any]) -> Bound:
 
 def mla_prefill_fa3(inputs: Mapping[str, Any]) -> Bound:
     """`BatchPrefillWithRaggedKVCacheWrapper`, its Hopper kernel."""
-    only(
-        inputs, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k",
-        "softmax_scale", "sm_scale", "causal", "out", "lse", "return_lse", "enable_pdl",
-    )  # fmt: skip
+    only(inputs, *MLA_PREFILL, "lse", "return_lse")
     one_dtype(inputs, "q", "k", "v", "out")
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     cu_q, cu_k = inputs["cu_seqlens_q"], inputs["cu_seqlens_k"]
     widths = q.shape[-1], v.shape[-1]
-    serve(widths in _FA3_WIDTHS, f"widths {widths}")
-    serve(int(cu_q[-1]) == len(q), "queries past the last sequence, which it refuses")
+    require(widths in _FA3_WIDTHS, f"widths {widths}")
+    all_covered(cu_q, len(q))
     wrapper = BatchPrefillWithRaggedKVCacheWrapper(_workspace(q.device), "NHD", backend="fa3")
     wrapper.plan(
         cu_q,
@@ -138,7 +136,7 @@ def mla_prefill_fa3(inputs: Mapping[str, Any]) -> Bound:
         widths[0],
         head_dim_vo=widths[1],
         causal=inputs.get("causal", True),
-        sm_scale=softmax_scale_of(inputs),
+        sm_scale=softmax_scale(inputs),
         q_data_type=q.dtype,
         kv_data_type=k.dtype,
         o_data_type=q.dtype,
@@ -148,10 +146,8 @@ def mla_prefill_fa3(inputs: Mapping[str, Any]) -> Bound:
 
 def _unified(inputs: Mapping[str, Any], backend: str, decode: bool) -> Bound:
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", "max_seqlen_q", "seqused_k", "max_seqlen_k",
-        "softmax_scale", "causal", "window_size", "block_table", "softcap", "k_descale",
-        "v_descale", "lse", "kv_layout", "seq_threshold_3D", "num_par_softmax_segments",
-        "softmax_segm_output", "softmax_segm_max", "softmax_segm_expsum",
+        inputs, *UNIFIED, *SEGMENTS, "window_size", "softcap", "k_descale", "v_descale", "lse",
+        "kv_layout",
     )  # fmt: skip
     one_dtype(inputs, "q", "out")
     k, v, layout = inputs["k"], inputs["v"], inputs.get("kv_layout", "NHD")
@@ -171,15 +167,15 @@ def _unified(inputs: Mapping[str, Any], backend: str, decode: bool) -> Bound:
     table = pages.indptr, pages.indices, pages.last_page
     wrapper: Any
     if decode:
-        serve(set(batch.q_lens) == {1}, "more than one query a sequence")
-        serve(width == q.shape[-1], "values of another width than keys")
+        require(set(batch.q_lens) == {1}, "more than one query a sequence")
+        require(width == q.shape[-1], "values of another width than keys")
         wrapper = BatchDecodeWithPagedKVCacheWrapper(
             _workspace(q.device), layout, use_tensor_cores=True, backend=backend
         )
         wrapper.plan(*table, q.shape[1], kv_heads, q.shape[-1], page_size, **shared)
     else:
         widths = q.shape[-1], width
-        serve(backend != "fa3" or widths in _FA3_WIDTHS, f"widths {widths}")
+        require(backend != "fa3" or widths in _FA3_WIDTHS, f"widths {widths}")
         wrapper = BatchPrefillWithPagedKVCacheWrapper(_workspace(q.device), layout, backend=backend)
         heads = q.shape[1], kv_heads, q.shape[-1], page_size
         wrapper.plan(batch.cu_q, *table, *heads, head_dim_vo=width, causal=True, **shared)
@@ -190,12 +186,12 @@ def _scales(
     inputs: Mapping[str, Any], dtype: torch.dtype, kv_dtype: torch.dtype, backend: str
 ) -> dict[str, float]:
     """The factors of an FP8 cache, which fa2 takes beside 16-bit queries."""
-    serve(inputs["v"].dtype == kv_dtype, "keys and values of two dtypes")
+    require(inputs["v"].dtype == kv_dtype, "keys and values of two dtypes")
     if kv_dtype == dtype:
         for name in ("k_descale", "v_descale"):
-            serve(inputs.get(name) is None, f"{name} of a cache that is not FP8")
+            require(inputs.get(name) is None, f"{name} of a cache that is not FP8")
         return {}
-    serve(
+    require(
         backend == "fa2" and dtype in HALVES and kv_dtype == torch.float8_e4m3fn,
         f"a cache of {kv_dtype} beside {dtype}",
     )

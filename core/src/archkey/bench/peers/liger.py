@@ -6,15 +6,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from liger_kernel.ops import LigerFusedAddRMSNormFunction, LigerRMSNormFunction
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._serve import contiguous, one_dtype
+from archkey.bench.peers._refusals import FLOATS, contiguous, one_dtype
+from archkey.bench.peers._results import Last
 
 __all__ = ["fused_add_rmsnorm", "rmsnorm"]
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def _casting(inputs: Mapping[str, Any]) -> str:
@@ -25,16 +23,12 @@ def _casting(inputs: Mapping[str, Any]) -> str:
 def rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     """`LigerRMSNormFunction.apply(X, W, eps, offset, casting_mode)`."""
     only(inputs, "x", "weight", "eps", "out", "weight_bias", "cast_before_weight", "enable_pdl")
-    one_dtype(inputs, "x", "weight", "out", among=_FLOATS)
+    one_dtype(inputs, "x", "weight", "out", among=FLOATS)
     contiguous(inputs, "x")
     x, weight, eps = inputs["x"], inputs["weight"], inputs.get("eps", 1e-6)
     offset, casting = float(inputs.get("weight_bias", 0.0)), _casting(inputs)
-    results: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        results["out"] = LigerRMSNormFunction.apply(x, weight, eps, offset, casting)
-
-    return Bound(call, lambda: results, "writes each row's 1/rms too")
+    call = Last(lambda: LigerRMSNormFunction.apply(x, weight, eps, offset, casting))
+    return Bound(call, lambda: {"out": call.result}, "writes each row's 1/rms too")
 
 
 def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
@@ -43,17 +37,12 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
         inputs, "x", "residual", "weight", "eps", "out", "residual_out", "weight_bias",
         "cast_before_weight", "enable_pdl",
     )  # fmt: skip
-    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=_FLOATS)
+    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=FLOATS)
     contiguous(inputs, "x", "residual")
     x, residual = inputs["x"], inputs["residual"]
     weight, eps = inputs["weight"], inputs.get("eps", 1e-6)
     offset, casting = float(inputs.get("weight_bias", 0.0)), _casting(inputs)
-    results: dict[str, torch.Tensor] = {}
-
-    def call() -> None:
-        results["out"], results["residual_out"] = LigerFusedAddRMSNormFunction.apply(
-            x, residual, weight, eps, offset, casting
-        )
-
+    norm = LigerFusedAddRMSNormFunction.apply
+    call = Last(lambda: norm(x, residual, weight, eps, offset, casting))
     how = "not in place; normed from the rounded sum; writes each row's 1/rms too"
-    return Bound(call, lambda: results, how)
+    return Bound(call, lambda: dict(zip(("out", "residual_out"), call.result, strict=True)), how)

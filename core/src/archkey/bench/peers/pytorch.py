@@ -10,7 +10,9 @@ import torch
 from torch.nn import functional
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._serve import one_dtype, output_dtype, serve
+from archkey.bench.peers._arguments import MERGE, output_dtype
+from archkey.bench.peers._refusals import FLOATS, one_dtype, require
+from archkey.bench.peers._results import Last
 from archkey.bench.peers.pytorch_attention import (
     mla_decode_bmm,
     mla_prefill_cudnn,
@@ -38,7 +40,6 @@ __all__ = [
     "unified_attention_sdpa",
 ]
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 _INDUCTOR = "Inductor, its default mode; compiled while binding"
 
 Outputs = dict[str, torch.Tensor]
@@ -50,8 +51,8 @@ def _bound(function: Function, how: str = "", compiled: bool = False) -> Bound:
     if compiled:
         # fullgraph: a graph break, or too many shapes for one process, may not fall back silently.
         function, how = torch.compile(function, dynamic=False, fullgraph=True), _INDUCTOR
-    results: Outputs = {}
-    return Bound(lambda: results.update(function()), lambda: results, how)
+    call = Last(function)
+    return Bound(call, lambda: call.result, how)
 
 
 def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -68,7 +69,7 @@ def _float_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tens
 def rmsnorm(inputs: Mapping[str, Any], compiled: bool = False) -> Bound:
     """`F.rms_norm`."""
     only(inputs, "x", "weight", "eps", "out", "enable_pdl", weight_bias=0.0)
-    one_dtype(inputs, "x", "weight", "out", among=_FLOATS)
+    one_dtype(inputs, "x", "weight", "out", among=FLOATS)
     x, weight, eps = inputs["x"], inputs["weight"], inputs.get("eps", 1e-6)
     norm = _float_norm if compiled else _norm
     return _bound(lambda: {"out": norm(x, weight, eps)}, compiled=compiled)
@@ -83,7 +84,7 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any], compiled: bool = False) -> Boun
     """An addition, then `F.rms_norm`."""
     known = "x", "residual", "weight", "eps", "out", "residual_out", "enable_pdl"
     only(inputs, *known, weight_bias=0.0)
-    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=_FLOATS)
+    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=FLOATS)
     x, residual = inputs["x"], inputs["residual"]
     weight, eps = inputs["weight"], inputs.get("eps", 1e-6)
 
@@ -114,7 +115,7 @@ def fused_qk_rmsnorm(inputs: Mapping[str, Any], compiled: bool = False) -> Bound
     only(inputs, *known, weight_bias=0.0)
     for half in "qk":
         if inputs.get(half) is not None:
-            one_dtype(inputs, half, f"{half}_weight", f"{half}_out", among=_FLOATS)
+            one_dtype(inputs, half, f"{half}_weight", f"{half}_out", among=FLOATS)
     norm = _float_norm if compiled else _norm
     halves = [
         (f"{half}_out", inputs[half], inputs[f"{half}_weight"], inputs[f"{half}_eps"])
@@ -143,15 +144,15 @@ def rmsnorm_quant(inputs: Mapping[str, Any], compiled: bool = False) -> Bound:
     x, residual, x2 = inputs["x"], inputs.get("residual"), inputs.get("x2")
     eps = inputs["eps"]
     quant, scale = inputs["quant"], inputs.get("scale")
-    serve(quant in ("fp8_tensor", "fp8_token", "fp8_group"), f"no {quant} in plain torch")
+    require(quant in ("fp8_tensor", "fp8_token", "fp8_group"), f"no {quant} in plain torch")
     group = inputs.get("group_size", 128) if quant == "fp8_group" else None
     mode = inputs.get("scale_mode") or "fp32"
     by_column = inputs.get("scale_layout", "row") == "col"
     codes = str(output_dtype(inputs, torch.float8_e4m3fn)).removeprefix("torch.")
     y_out = inputs.get("unquantized_out")
     if x2 is not None:
-        one_dtype(inputs, "x2", "x2_weight", "x2_out", among=_FLOATS)
-        serve(not inputs.get("weight_bias"), "a second norm with weight_bias")
+        one_dtype(inputs, "x2", "x2_weight", "x2_out", among=FLOATS)
+        require(not inputs.get("weight_bias"), "a second norm with weight_bias")
     sum_dtype = None if residual is None else output_dtype(inputs, residual.dtype, "residual_out")
     weight = inputs["weight"].float() + inputs.get("weight_bias", 0.0)
     norm = _float_norm if compiled else _norm
@@ -183,10 +184,10 @@ def rmsnorm_quant_compiled(inputs: Mapping[str, Any]) -> Bound:
 
 def merge_attn_states(inputs: Mapping[str, Any]) -> Bound:
     """The formula, some launches."""
-    only(inputs, "out_a", "lse_a", "out_b", "lse_b", "out", "lse")
-    one_dtype(inputs, "out_a", "out_b", "out", among=_FLOATS)
+    only(inputs, *MERGE)
+    one_dtype(inputs, "out_a", "out_b", "out", among=FLOATS)
     out_a, lse_a, out_b, lse_b = (inputs[name] for name in ("out_a", "lse_a", "out_b", "lse_b"))
-    serve(bool(lse_a.isfinite().all() & lse_b.isfinite().all()), "a part without keys")
+    require(bool(lse_a.isfinite().all() & lse_b.isfinite().all()), "a part without keys")
 
     def merge() -> Outputs:
         lse = torch.logaddexp(lse_a, lse_b)

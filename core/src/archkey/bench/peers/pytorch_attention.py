@@ -15,8 +15,10 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archkey.bench.entrant import Bound, only
+from archkey.bench.peers._arguments import MLA_DECODE, MLA_PREFILL, SEGMENTS, UNIFIED, softmax_scale
 from archkey.bench.peers._batch import attention_batch, gathered, latent_batch
-from archkey.bench.peers._serve import one_dtype, serve, softmax_scale_of
+from archkey.bench.peers._refusals import all_covered, one_dtype, require
+from archkey.bench.peers._results import Last, attended
 from archkey.ops._mla_checks import pages_of
 
 __all__ = [
@@ -42,7 +44,7 @@ def _sdpa(
 ) -> Bound:
     """Bind q `[B * n, H, d]`, k `[B * L, Hk, d]` and v `[B * L, Hk, dv]`, sizes (B, n, L)."""
     batch, queries, keys = sizes
-    serve(
+    require(
         not causal or queries in (1, keys),
         "a causal mask over more keys than queries, of several queries",
     )
@@ -52,32 +54,30 @@ def _sdpa(
     grouped = q.shape[1] != k.shape[1]
     width = v.shape[-1]
     q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
-    results: dict[str, torch.Tensor] = {}
 
-    def call() -> None:
+    def run() -> torch.Tensor:
         values = functional.pad(v, (0, pad)) if pad else v
         with sdpa_kernel(backend):
             out = functional.scaled_dot_product_attention(
                 q, k, values, is_causal=causal and queries > 1, scale=scale, enable_gqa=grouped
             )
-        results["out"] = out.transpose(1, 2)[..., :width].flatten(0, 1)
+        return out.transpose(1, 2)[..., :width].flatten(0, 1)
 
-    return Bound(call, lambda: results, how)
+    call = Last(run)
+    return Bound(call, lambda: {"out": call.result}, how)
 
 
 def _prefill(inputs: Mapping[str, Any], backend: SDPBackend) -> Bound:
-    only(
-        inputs, "q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k",
-        "softmax_scale", "sm_scale", "causal", "out", "enable_pdl",
-    )  # fmt: skip
+    only(inputs, *MLA_PREFILL)
     one_dtype(inputs, "q", "k", "v", "out")
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     q_lens, k_lens = (inputs[f"cu_seqlens_{x}"].diff().tolist() for x in "qk")
-    serve(len(set(q_lens)) == 1 == len(set(k_lens)), "sequences of unequal length")
+    require(len(set(q_lens)) == 1 == len(set(k_lens)), "sequences of unequal length")
     sizes = len(q_lens), q_lens[0], k_lens[0]
-    serve(sum(q_lens) == len(q) and sum(k_lens) == len(k), "rows past the last sequence")
+    for x, rows in (("q", q), ("k", k)):
+        all_covered(inputs[f"cu_seqlens_{x}"], len(rows))
     causal = inputs.get("causal", True)
-    return _sdpa(backend, q, k, v, sizes, causal, softmax_scale_of(inputs), "")
+    return _sdpa(backend, q, k, v, sizes, causal, softmax_scale(inputs), "")
 
 
 def mla_prefill_sdpa(inputs: Mapping[str, Any]) -> Bound:
@@ -92,10 +92,7 @@ def mla_prefill_cudnn(inputs: Mapping[str, Any]) -> Bound:
 
 def _unified(inputs: Mapping[str, Any], backend: SDPBackend) -> Bound:
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", "max_seqlen_q", "seqused_k", "max_seqlen_k",
-        "softmax_scale", "causal", "block_table", "kv_layout", "seq_threshold_3D",
-        "num_par_softmax_segments", "softmax_segm_output", "softmax_segm_max",
-        "softmax_segm_expsum", window_size=(-1, -1), softcap=0.0,
+        inputs, *UNIFIED, *SEGMENTS, "kv_layout", window_size=(-1, -1), softcap=0.0,
     )  # fmt: skip
     one_dtype(inputs, "q", "k", "v", "out")
     batch = attention_batch(inputs)
@@ -120,17 +117,15 @@ def unified_attention_cudnn(inputs: Mapping[str, Any]) -> Bound:
 def mla_decode_bmm(inputs: Mapping[str, Any]) -> Bound:
     """Two batched products and a softmax."""
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "head_dim_v", "causal", "cu_seqlens_q", "max_seqlen_q", "max_seqlen_k", "out", "enable_pdl",
-        window_left=-1,
+        inputs, *MLA_DECODE, "head_dim_v", "cu_seqlens_q", "out", "enable_pdl", window_left=-1,
     )  # fmt: skip
     one_dtype(inputs, "q", "kv_cache", "out")
     batch = latent_batch(inputs)
     sequences, queries, _ = batch.equal()
-    serve(queries == 1 or not inputs.get("causal", True), "a causal mask of several queries")
+    require(queries == 1 or not inputs.get("causal", True), "a causal mask of several queries")
     kv = gathered(pages_of(inputs["kv_cache"]), inputs["block_table"], batch.kv_lens)
     q = batch.q.reshape(sequences, -1, batch.q.shape[-1])
-    scale, width = softmax_scale_of(inputs), inputs.get("head_dim_v", 512)
+    scale, width = softmax_scale(inputs), inputs.get("head_dim_v", 512)
     scores = q.new_empty(*q.shape[:2], kv.shape[1])
     out = q.new_empty(*q.shape[:2], width)
 
@@ -139,7 +134,4 @@ def mla_decode_bmm(inputs: Mapping[str, Any]) -> Bound:
         p = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
         torch.bmm(p, kv[..., :width], out=out)
 
-    def outputs() -> dict[str, torch.Tensor]:
-        return {"out": out.view(*inputs["q"].shape[:-1], width)}
-
-    return Bound(call, outputs, f"four launches, {_COPIED}")
+    return Bound(call, lambda: attended(inputs, out), f"four launches, {_COPIED}")

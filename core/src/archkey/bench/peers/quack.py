@@ -10,7 +10,9 @@ import torch
 from quack.rmsnorm import rmsnorm_fwd
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._serve import contiguous, output_dtype, serve
+from archkey.bench.peers._arguments import output_dtype
+from archkey.bench.peers._refusals import contiguous, require
+from archkey.bench.peers._results import Last
 
 __all__ = ["fused_add_rmsnorm", "rmsnorm"]
 
@@ -18,20 +20,17 @@ __all__ = ["fused_add_rmsnorm", "rmsnorm"]
 def _bind(inputs: Mapping[str, Any], residual: torch.Tensor | None, how: str) -> Bound:
     x, weight, eps = inputs["x"], inputs["weight"], inputs.get("eps", 1e-6)
     contiguous(inputs, "x", "residual")
-    serve(x.dim() == 2, "rows of heads")
+    require(x.dim() == 2, "rows of heads")
     dtype = output_dtype(inputs, x.dtype)
     offset = inputs.get("weight_bias", 0.0)
-    results: dict[str, torch.Tensor] = {}
+    options = {"residual": residual, "out_dtype": dtype, "eps": eps, "weight_offset": offset}
+    call = Last(lambda: rmsnorm_fwd(x, weight, **options))
 
-    def call() -> None:
-        out, total, _ = rmsnorm_fwd(
-            x, weight, residual=residual, out_dtype=dtype, eps=eps, weight_offset=offset
-        )
-        results["out"] = out
-        if residual is not None:
-            results["residual_out"] = total
+    def outputs() -> dict[str, torch.Tensor]:
+        out, total, _ = call.result
+        return {"out": out} if residual is None else {"out": out, "residual_out": total}
 
-    return Bound(call, lambda: results, how)
+    return Bound(call, outputs, how)
 
 
 def rmsnorm(inputs: Mapping[str, Any]) -> Bound:
@@ -47,5 +46,5 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     )
     residual = inputs["residual"]
     same = output_dtype(inputs, residual.dtype, "residual_out") == residual.dtype
-    serve(same, "residual_out of another dtype than residual")
+    require(same, "residual_out of another dtype than residual")
     return _bind(inputs, residual, "not in place")

@@ -17,14 +17,10 @@ from sglang.kernels.ops.attention.merge_state import merge_state_triton
 from sglang.kernels.ops.attention.metadata import get_num_kv_splits_triton
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import (
-    HINTS,
-    Last,
-    all_covered,
-    require,
-    softmax_scale,
-    token_slots,
-)
+from archkey.bench.peers._arguments import MERGE, MLA_DECODE, UNIFIED, softmax_scale
+from archkey.bench.peers._batch import key_slots
+from archkey.bench.peers._refusals import all_covered, contiguous, require
+from archkey.bench.peers._results import Last
 from archkey.ops._mla_checks import pages_of
 
 __all__ = ["merge_attn_states", "mla_decode", "unified_attention"]
@@ -38,15 +34,14 @@ LISTS = "key lists and split counts made once, outside; no lse"
 def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """Latent decode of one query a sequence; no lse."""
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "return_lse", *HINTS, head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "return_lse", head_dim_v=512, window_left=-1,
     )  # fmt: skip
     q, cache = inputs["q"], pages_of(inputs["kv_cache"])
     require(q.dim() == 4 and q.shape[1] == 1, "one query a sequence only")
     require(q.dtype == cache.dtype and q.dtype.itemsize == 2, "bfloat16 and float16 only")
     require(cache.is_contiguous(), "a cache with gaps")
     keys = cache.reshape(-1, 1, cache.shape[2])
-    lists = token_slots(inputs["block_table"], inputs["cache_seqlens"], cache.shape[1])
+    lists = key_slots(inputs["block_table"], inputs["cache_seqlens"], cache.shape[1])
     out = torch.empty(*q.shape[:3], 512, dtype=q.dtype, device=q.device)
     scale = softmax_scale(inputs)
     run = _decode(q.squeeze(1), keys, keys[..., :512], out.squeeze(1), lists, scale, has_mla=True)
@@ -56,8 +51,7 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
 def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     """Decode kernel where each sequence has one query, else the one-stage extend kernel; no lse."""
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", *HINTS, "seqused_k", "softmax_scale",
-        "causal", "window_size", "block_table", "softcap", "sinks", "lse", kv_layout="NHD",
+        inputs, *UNIFIED, "window_size", "softcap", "sinks", "lse", kv_layout="NHD",
     )  # fmt: skip
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     lengths, starts = inputs["seqused_k"], inputs["cu_seqlens_q"]
@@ -75,10 +69,10 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     softcap, sinks = inputs.get("softcap") or 0.0, inputs.get("sinks")
     scale, pages = float(inputs["softmax_scale"]), inputs["block_table"]
     if bool((counts == 1).all()):
-        lists = token_slots(pages, lengths, k.shape[1], window)
+        lists = key_slots(pages, lengths, k.shape[1], window)
         run = _decode(q, keys, values, out, lists, scale, logit_cap=softcap, sinks=sinks)
         return Bound(run, lambda: {"out": out}, LISTS)
-    indptr, slots = token_slots(pages, lengths, k.shape[1])
+    indptr, slots = key_slots(pages, lengths, k.shape[1])
     prefixes, longest = (lengths - counts).int(), int(counts.max())
     first_keys = torch.zeros_like(prefixes)
 
@@ -109,9 +103,8 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
 
 def merge_attn_states(inputs: Mapping[str, Any]) -> Bound:
     """merge_state in Triton."""
-    only(inputs, "out_a", "lse_a", "out_b", "lse_b", "out", "lse")
-    for name, tensor in inputs.items():
-        require(tensor is None or tensor.is_contiguous(), f"{name} with gaps")
+    only(inputs, *MERGE)
+    contiguous(inputs, *MERGE)
     empty = torch.isinf(inputs["lse_a"]) & torch.isinf(inputs["lse_b"])
     require(not bool(empty.any()), "rows whose two parts are empty become NaN")
 

@@ -16,8 +16,18 @@ from sglang.kernels.ops.attention.fla.index import prepare_chunk_indices, prepar
 from sglang.kernels.ops.attention.fla.kda import chunk_kda as sglang_chunk_kda
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import Last, require
-from archkey.bench.peers._kda import TOKENS, check_tokens, copied, joined, outputs, sequences
+from archkey.bench.peers._kda import (
+    TOKENS,
+    check_tokens,
+    copied,
+    number_of_sequences,
+    outputs,
+    sequences,
+    v_first_only,
+    wants_states,
+)
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last, joined
 
 __all__ = ["chunk_kda", "kda_packed_decode", "kda_packed_decode_cuda"]
 
@@ -37,15 +47,13 @@ def chunk_kda(inputs: Mapping[str, Any]) -> Bound:
     require(not raw or inputs.get("A_log") is not None, "a gate without A_log")
     if not raw and inputs.get("safe_gate"):  # the promise, as SGLang takes it
         lower_bound = -5.0 if lower_bound is None else lower_bound
-    require(state is None or bool(inputs.get("state_v_first")), "states with V first only")
+    v_first_only(inputs)
     require(state is None or state[0].is_contiguous(), "states with gaps inside")
     bounds, _ = sequences(inputs)
     slots = inputs.get("initial_state_indices")
     pooled = slots is not None
-    number = len(v) if bounds is None else len(bounds) - 1
-    wanted = pooled or bool(inputs.get("output_final_state"))
+    number, wanted = number_of_sequences(inputs), wants_states(inputs)
     if state is None:
-        require(not wanted or bool(inputs.get("state_v_first")), "states with V first only")
         shape = number, *v.shape[2:], q.shape[3]
         state = torch.zeros(shape, dtype=torch.float32, device=v.device)
     if slots is None:

@@ -19,7 +19,9 @@ from sglang.kernels.ops.attention.dsa.triton_sparse_mla_prefill import (
 )
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import Last, given, require, softmax_scale
+from archkey.bench.peers._arguments import given, softmax_scale
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last
 from archkey.ops._mla_checks import pages_of
 
 __all__ = [
@@ -29,11 +31,10 @@ __all__ = [
     "sparse_mla_prefill_autotuned",
 ]
 
-Inputs = Mapping[str, Any]
 COMMON = ("q", "indices", "softmax_scale", "sm_scale", "return_lse")
 
 
-def sparse_mla_prefill(inputs: Inputs) -> Bound:
+def sparse_mla_prefill(inputs: Mapping[str, Any]) -> Bound:
     """Prefill, one program a query."""
     only(inputs, *COMMON, "kv", "topk_length", head_dim_v=512, kv_format="bf16")
     q, kv, lists = _prefill(inputs)
@@ -42,24 +43,24 @@ def sparse_mla_prefill(inputs: Inputs) -> Bound:
     return Bound(call, lambda: {"out": call.result}, "no lse")
 
 
-def sparse_mla_prefill_autotuned(inputs: Inputs) -> Bound:
+def sparse_mla_prefill_autotuned(inputs: Mapping[str, Any]) -> Bound:
     """Prefill through the entry for any length."""
     only(inputs, *COMMON, "kv", head_dim_v=512, kv_format="bf16")
     q, kv, lists = _prefill(inputs)
     return _split_q(triton_sparse_mla_fwd, q, kv, lists, softmax_scale(inputs), q.shape[:2])
 
 
-def sparse_mla_decode(inputs: Inputs) -> Bound:
+def sparse_mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """Decode, lists split over the device."""
     return _decode(triton_sparse_mla_decode, inputs)
 
 
-def sparse_mla_decode_autotuned(inputs: Inputs) -> Bound:
+def sparse_mla_decode_autotuned(inputs: Mapping[str, Any]) -> Bound:
     """Decode through the entry for any length."""
     return _decode(triton_sparse_mla_fwd, inputs)
 
 
-def _decode(function: Callable[..., Any], inputs: Inputs) -> Bound:
+def _decode(function: Callable[..., Any], inputs: Mapping[str, Any]) -> Bound:
     only(inputs, *COMMON, "kv_cache", "kv_format", head_dim_v=512)
     require(inputs["kv_format"] == "bf16", "bfloat16 caches only")
     q, cache = inputs["q"], pages_of(inputs["kv_cache"])
@@ -71,7 +72,7 @@ def _decode(function: Callable[..., Any], inputs: Inputs) -> Bound:
     return _split_q(function, rows, keys, lists, softmax_scale(inputs), q.shape[:3])
 
 
-def _prefill(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _prefill(inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, the pool `[S, 1, d]` and the lists `[T, 1, k]`."""
     q, kv, indices = inputs["q"], inputs["kv"], inputs["indices"]
     require(kv.is_contiguous(), "a pool with gaps")

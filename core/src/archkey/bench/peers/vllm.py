@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._serve import contiguous, one_dtype, output_dtype, serve
+from archkey.bench.peers._arguments import MERGE, output_dtype
+from archkey.bench.peers._refusals import FLOATS, contiguous, one_dtype, require
 from archkey.bench.peers.vllm_attention import mla_decode, unified_attention
 
 importlib.import_module("vllm._C_stable_libtorch")  # registers torch.ops._C
@@ -29,13 +30,11 @@ __all__ = [
     "unified_attention",
 ]
 
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-
 
 def rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     """`rms_norm(result, input, weight, epsilon)`."""
     only(inputs, "x", "weight", "eps", "out", "enable_pdl", weight_bias=0.0)
-    one_dtype(inputs, "x", "weight", "out", among=_FLOATS)
+    one_dtype(inputs, "x", "weight", "out", among=FLOATS)
     x, weight, eps = inputs["x"], inputs["weight"], inputs.get("eps", 1e-6)
     out, norm = x.new_empty(x.shape), torch.ops._C.rms_norm
     return Bound(lambda: norm(out, x, weight, eps), lambda: {"out": out})
@@ -45,7 +44,7 @@ def fused_add_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     """`fused_add_rms_norm(input, residual, weight, epsilon)`: both are overwritten."""
     known = "x", "residual", "weight", "eps", "out", "residual_out", "enable_pdl"
     only(inputs, *known, weight_bias=0.0)
-    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=_FLOATS)
+    one_dtype(inputs, "x", "residual", "weight", "out", "residual_out", among=FLOATS)
     contiguous(inputs, "x", "residual")
     x, residual = inputs["x"], inputs["residual"]
     weight, eps, norm = inputs["weight"], inputs.get("eps", 1e-6), torch.ops._C.fused_add_rms_norm
@@ -64,7 +63,7 @@ def fused_qk_rmsnorm(inputs: Mapping[str, Any]) -> Bound:
     for half in "qk":
         x, weight = inputs.get(half), f"{half}_weight"
         if x is not None:
-            one_dtype(inputs, half, weight, f"{half}_out", among=_FLOATS)
+            one_dtype(inputs, half, weight, f"{half}_out", among=FLOATS)
             halves.append((x.new_empty(x.shape), x, inputs[weight], inputs[f"{half}_eps"]))
     norm = torch.ops._C.rms_norm
     names = ("q_out", "k_out")[-len(halves) :]
@@ -86,9 +85,9 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
         inputs, "x", "weight", "eps", "quant", "scale", "group_size", "residual", "scale_layout",
         "out", "out_scale", "residual_out", "enable_pdl", weight_bias=0.0, scale_mode="fp32",
     )  # fmt: skip
-    one_dtype(inputs, "x", "weight", "residual", "residual_out", among=_FLOATS)
+    one_dtype(inputs, "x", "weight", "residual", "residual_out", among=FLOATS)
     x, residual, quant = inputs["x"], inputs.get("residual"), inputs["quant"]
-    serve(x.dim() == 2, "rows of heads")
+    require(x.dim() == 2, "rows of heads")
     contiguous(inputs, "x", "residual")
     weight, eps = inputs["weight"], inputs["eps"]
     out = torch.empty(x.shape, dtype=output_dtype(inputs, torch.float8_e4m3fn), device=x.device)
@@ -105,7 +104,7 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
             lambda: ops.fused_add_rms_norm_static_fp8_quant(out, x, residual, weight, scale, eps),
             lambda: {"out": out, **beside},
         )
-    serve(quant in ("fp8_token", "fp8_group"), f"no {quant}")
+    require(quant in ("fp8_token", "fp8_group"), f"no {quant}")
     group = inputs.get("group_size", 128) if quant == "fp8_group" else x.shape[1]
     by_column = inputs.get("scale_layout", "row") == "col"
     shape = (len(x), x.shape[1] // group)
@@ -126,12 +125,12 @@ def rmsnorm_quant(inputs: Mapping[str, Any]) -> Bound:
 
 def merge_attn_states(inputs: Mapping[str, Any]) -> Bound:
     """`merge_attn_states`: logarithms by head, `[H, T]`."""
-    only(inputs, "out_a", "lse_a", "out_b", "lse_b", "out", "lse")
-    one_dtype(inputs, "out_a", "out_b", "out", among=_FLOATS)
+    only(inputs, *MERGE)
+    one_dtype(inputs, "out_a", "out_b", "out", among=FLOATS)
     contiguous(inputs, "out_a", "out_b")
     out_a, out_b = inputs["out_a"], inputs["out_b"]
     packed = 16 // out_a.element_size()
-    serve(out_a.shape[-1] % packed == 0, f"heads of {out_a.shape[-1]}")
+    require(out_a.shape[-1] % packed == 0, f"heads of {out_a.shape[-1]}")
     lse_a, lse_b = (inputs[name].T.contiguous() for name in ("lse_a", "lse_b"))
     out, lse = torch.empty_like(out_a), torch.empty_like(lse_a)
     merge = torch.ops._C.merge_attn_states

@@ -12,15 +12,17 @@ from vllm.v1.attention.ops.triton_unified_attention import KVQuantMode
 from vllm.v1.attention.ops.triton_unified_attention import unified_attention as _unified_attention
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._batch import attention_batch, latent_batch
-from archkey.bench.peers._serve import (
-    FP8,
-    one_dtype,
+from archkey.bench.peers._arguments import (
+    MLA_DECODE,
+    SEGMENTS,
+    UNIFIED,
+    output_dtype,
     scalar,
-    serve,
-    softmax_scale_of,
-    wants_lse,
+    softmax_scale,
 )
+from archkey.bench.peers._batch import attention_batch, latent_batch
+from archkey.bench.peers._refusals import FP8, one_dtype, require
+from archkey.bench.peers._results import attended
 from archkey.ops._mla_checks import pages_of
 
 __all__ = ["mla_decode", "unified_attention"]
@@ -44,20 +46,19 @@ def _processors(device: torch.device) -> int:
 def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     """`decode_attention_fwd` of one query a sequence."""
     only(
-        inputs, "q", "kv_cache", "block_table", "cache_seqlens", "softmax_scale", "sm_scale",
-        "causal", "cu_seqlens_q", "max_seqlen_q", "max_seqlen_k", "kv_descale", "out", "lse",
-        "return_lse", "enable_pdl", head_dim_v=512, window_left=-1,
+        inputs, *MLA_DECODE, "cu_seqlens_q", "kv_descale", "out", "lse", "return_lse",
+        "enable_pdl", head_dim_v=512, window_left=-1,
     )  # fmt: skip
     one_dtype(inputs, "q", "out")
     batch, cache = latent_batch(inputs), pages_of(inputs["kv_cache"]).unsqueeze(2)
     q, page_size = batch.q, cache.shape[1]
     tokens, heads, width = q.shape
     fp8 = cache.dtype in FP8
-    serve(set(batch.q_lens) == {1}, "more than one query a sequence")
-    serve(heads > 1 and width == 576, f"{heads} heads of {width}")
-    serve(page_size % 16 == 0, f"pages of {page_size}")
-    serve(fp8 or cache.dtype == q.dtype, f"a cache of {cache.dtype} beside {q.dtype}")
-    serve(fp8 or inputs.get("kv_descale") is None, "kv_descale of a cache that is not FP8")
+    require(set(batch.q_lens) == {1}, "more than one query a sequence")
+    require(heads > 1 and width == 576, f"{heads} heads of {width}")
+    require(page_size % 16 == 0, f"pages of {page_size}")
+    require(fp8 or cache.dtype == q.dtype, f"a cache of {cache.dtype} beside {q.dtype}")
+    require(fp8 or inputs.get("kv_descale") is None, "kv_descale of a cache that is not FP8")
     splits = min(
         _power_of_two(max(1, batch.max_kv // _LEAST_KEYS_OF_A_SPLIT)),
         _processors(q.device) * _SPLITS_OF_A_PROCESSOR,
@@ -67,7 +68,7 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
     lse = q.new_empty(tokens, heads, dtype=torch.float32)
     parts = q.new_empty(tokens, heads, splits, 513, dtype=torch.float32)  # the last: its LSE
     table, lengths = inputs["block_table"], inputs["cache_seqlens"]
-    scale = softmax_scale_of(inputs)
+    scale = softmax_scale(inputs)
 
     def call() -> None:
         decode_attention_fwd(
@@ -75,21 +76,14 @@ def mla_decode(inputs: Mapping[str, Any]) -> Bound:
             k_scale=factor, v_scale=factor, is_mla=True,
         )  # fmt: skip
 
-    def outputs() -> dict[str, torch.Tensor]:
-        found = {"out": out.view(*inputs["q"].shape[:-1], 512)}
-        return {**found, "lse": lse} if wants_lse(inputs) else found
-
-    return Bound(call, outputs, f"{splits} splits; two launches")
+    return Bound(call, lambda: attended(inputs, out, lse), f"{splits} splits; two launches")
 
 
 def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     """`unified_attention`, with the workspace of its split over keys."""
     only(
-        inputs, "q", "k", "v", "out", "cu_seqlens_q", "max_seqlen_q", "seqused_k", "max_seqlen_k",
-        "softmax_scale", "causal", "window_size", "block_table", "softcap", "q_descale",
-        "k_descale", "v_descale", "alibi_slopes", "output_scale", "qq_bias", "sinks", "kv_layout",
-        "seq_threshold_3D", "num_par_softmax_segments", "softmax_segm_output", "softmax_segm_max",
-        "softmax_segm_expsum",
+        inputs, *UNIFIED, *SEGMENTS, "window_size", "softcap", "q_descale", "k_descale",
+        "v_descale", "alibi_slopes", "output_scale", "qq_bias", "sinks", "kv_layout",
     )  # fmt: skip
     k, v = inputs["k"], inputs["v"]
     if inputs.get("kv_layout", "NHD") == "HND":
@@ -97,21 +91,20 @@ def unified_attention(inputs: Mapping[str, Any]) -> Bound:
     batch = attention_batch(inputs)
     q, device, kv_heads = batch.q, batch.q.device, k.shape[2]
     heads, width = q.shape[1:]
-    serve(v.shape[-1] == width, "values of another width than keys")
+    require(v.shape[-1] == width, "values of another width than keys")
     # Its bias of a key counts from the last query; softmax does not see that, a sink does.
     alibi, sinks = inputs.get("alibi_slopes"), inputs.get("sinks")
-    serve(alibi is None or sinks is None, "ALiBi with sinks")
+    require(alibi is None or sinks is None, "ALiBi with sinks")
     fp8_q, fp8_kv = q.dtype in FP8, k.dtype in FP8
-    serve(fp8_kv or k.dtype == q.dtype, f"a cache of {k.dtype} beside {q.dtype}")
+    require(fp8_kv or k.dtype == q.dtype, f"a cache of {k.dtype} beside {q.dtype}")
     descales = {}
     for name, used in (("q_descale", fp8_q), ("k_descale", fp8_kv), ("v_descale", fp8_kv)):
-        given = inputs.get(name)
-        serve(used or given is None, f"{name} of values that are not FP8")
-        descales[name] = scalar(given, name, device) if used else None
+        descale = inputs.get(name)
+        require(used or descale is None, f"{name} of values that are not FP8")
+        descales[name] = scalar(descale, name, device) if used else None
     out_scale = inputs.get("output_scale")
-    given = inputs.get("out")
-    dtype = (torch.bfloat16 if fp8_q else q.dtype) if given is None else given.dtype
-    serve((dtype in FP8) == (out_scale is not None), "output_scale of an output that is not FP8")
+    dtype = output_dtype(inputs, torch.bfloat16 if fp8_q else q.dtype)
+    require((dtype in FP8) == (out_scale is not None), "output_scale of an output that is not FP8")
     if out_scale is not None:
         out_scale = scalar(out_scale, "output_scale", device)
     out = torch.empty(q.shape, dtype=dtype, device=device)

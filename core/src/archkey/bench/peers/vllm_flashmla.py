@@ -19,7 +19,9 @@ from vllm.third_party.flashmla.flash_mla_interface import (
 
 from archkey.bench.entrant import Bound
 from archkey.bench.peers import _flashmla
-from archkey.bench.peers._binding import Last, require, softmax_scale
+from archkey.bench.peers._arguments import scalar, softmax_scale
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last
 
 __all__ = ["mla_decode", "mla_decode_fp8", "sparse_mla_decode", "sparse_mla_prefill"]
 
@@ -49,7 +51,7 @@ def mla_decode_fp8(inputs: Mapping[str, Any]) -> Bound:
         require(tensor.dtype == torch.float8_e4m3fn, "float8_e4m3fn only")
     require(q.shape[3] == 576, "d = 576 only")
     lengths, causal = inputs["cache_seqlens"].contiguous(), inputs.get("causal", True)
-    q_descale, k_descale = (_factor(inputs.get(n), q) for n in ("q_descale", "kv_descale"))
+    descales = [scalar(inputs.get(n), n, q.device) for n in ("q_descale", "kv_descale")]
     schedule = OPS.get_mla_decoding_metadata_dense_fp8(lengths, q.shape[1] * q.shape[2], 1)
 
     def run() -> Any:
@@ -62,18 +64,9 @@ def mla_decode_fp8(inputs: Mapping[str, Any]) -> Bound:
             softmax_scale(inputs),
             causal,
             *schedule,
-            q_descale,
-            k_descale,
+            *descales,
         )
 
     call = Last(run)
     outputs = _flashmla.decode_outputs
     return Bound(call, lambda: outputs(call.result), "schedule made once, outside")
-
-
-def _factor(descale: float | torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
-    """A descale as the kernel reads it: one float32 element on the device."""
-    if isinstance(descale, torch.Tensor):
-        return descale.reshape(1)
-    value = 1.0 if descale is None else descale
-    return torch.full((1,), value, dtype=torch.float32, device=like.device)

@@ -19,16 +19,18 @@ from vllm.third_party.flash_linear_attention.ops.kda import (
 )
 
 from archkey.bench.entrant import Bound, only
-from archkey.bench.peers._binding import Last, require
 from archkey.bench.peers._kda import (
     TOKENS,
     States,
     check_tokens,
     copied,
-    joined,
+    number_of_sequences,
     outputs,
     sequences,
+    v_first_only,
 )
+from archkey.bench.peers._refusals import require
+from archkey.bench.peers._results import Last, joined
 
 __all__ = ["chunk_kda"]
 
@@ -44,14 +46,13 @@ def chunk_kda(inputs: Mapping[str, Any]) -> Bound:
     check_tokens(inputs)
     q, v = inputs["q"], inputs["v"]
     require(q.shape[2] == v.shape[2], "H = HV only")
+    v_first_only(inputs)
     states = States(inputs)
-    stateless = inputs.get("initial_state") is None and not states.wanted
-    require(stateless or bool(inputs.get("state_v_first")), "states with V first only")
     raw, rate = bool(inputs.get("use_gate_in_kernel")), inputs.get("A_log")
     require(not raw or rate is not None, "a gate without A_log")
     bounds, host = sequences(inputs)
     require(host is None or bool((host.diff() > 0).all()), "a sequence without tokens")
-    number = len(v) if bounds is None else len(bounds) - 1
+    number = number_of_sequences(inputs)
     zeros = torch.zeros(number, *v.shape[2:], q.shape[3], dtype=torch.float32, device=v.device)
     squash = bool(inputs.get("use_beta_sigmoid_in_kernel"))
     options = {

@@ -1,24 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's adapters on the CPU, and the table of the first half of the peers."""
+"""PyTorch's adapters on the CPU: eager, compiled, and its attention."""
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import shutil
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tests.bench import _calls as calls
-from tests.bench._calls import given, off
+from tests.bench import _peer_calls as calls
+from tests.bench._peer_calls import given, off, refusal
 
-from archkey.bench.entrant import NotServed
-from archkey.bench.peers import PEERS, pytorch, standing
-from archkey.bench.peers.table_a import PEERS_A
+from archkey.bench.peers import pytorch
 from archkey.conformance.cases.kda.models import CASES as KDA
-from archkey.ops import OPERATORS
 
 GATES = [case for case in KDA if case.operator == "kda_gate"]
 
@@ -96,35 +91,5 @@ REFUSED = (
 
 
 @pytest.mark.parametrize(("function", "make", "changes", "why"), REFUSED)
-def test_torch_refuses(function: str, make: Any, changes: dict[str, Any], why: str) -> None:
-    with pytest.raises(NotServed) as refused:
-        getattr(pytorch, function)(given(make, **changes))
-    assert why in str(refused.value)
-
-
-def exported(module: str) -> set[str]:
-    """`__all__` of a module that cannot be imported here."""
-    spec = importlib.util.find_spec(module)
-    assert spec is not None and spec.origin is not None
-    with open(spec.origin, encoding="utf-8") as file:
-        for node in ast.parse(file.read()).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-                return set(ast.literal_eval(node.value))
-    raise AssertionError(f"{module} exports nothing")
-
-
-@pytest.mark.parametrize("peer", PEERS_A, ids=lambda peer: peer.name)
-def test_each_adapter_is_a_route(peer: Any) -> None:
-    assert {route.function for route in peer.routes} == exported(peer.module)
-    assert {route.operator for route in peer.routes} <= set(OPERATORS)
-    names = [(route.operator, route.label) for route in peer.routes]
-    assert len(set(names)) == len(names)
-    assert peer in PEERS and peer.title and peer.install and peer.home.startswith("https://")
-
-
-def test_standing() -> None:
-    by_name = {peer.name: standing(peer) for peer in PEERS_A}
-    assert by_name["torch"].state == "installed" and by_name["torch"].versions
-    fa3 = by_name["fa3"]
-    if fa3.state == "not installed":
-        assert "flash_attn_interface or vllm" in fa3.reason
+def test_refuses(function: str, make: Any, changes: dict[str, Any], why: str) -> None:
+    assert why in refusal(getattr(pytorch, function), make, changes)

@@ -1,54 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for libraries: their signatures and conventions, computed by archkey's references.
-
-Signatures and defaults are those of FlashInfer 0.7.2, vLLM 0.26.0, Liger 0.8.5 and QuACK 0.6.5; a
-wrong order, a missing conversion or an argument they do not have fails a test.
-"""
+"""Liger 0.8.5, QuACK 0.6.5, FlashInfer 0.7.2 and vLLM 0.26.0: norms, and vLLM's merge."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from math import log
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from tests.bench._standins import Modules
 
 from archkey.formats.fp8 import encode_fp8, quantize_fp8
-from archkey.reference import attention, mla, rmsnorm
-
-LN2 = log(2)
-
-
-@contextmanager
-def libraries(adapters: str, modules: Mapping[str, Mapping[str, Any]]) -> Iterator[Any]:
-    """`archkey.bench.peers.<adapters>` over `modules`; what it imported is forgotten after."""
-    added = {}
-    for name, attributes in modules.items():
-        parts = name.split(".")
-        for i in range(1, len(parts) + 1):
-            added.setdefault(".".join(parts[:i]), ModuleType(".".join(parts[:i])))
-        added[name].__dict__.update(attributes)
-    for name, module in added.items():
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(added[parent], child, module)
-            added[parent].__path__ = []
-    ours = [f"archkey.bench.peers.{adapters}{tail}" for tail in ("", "_attention")]
-    before = {name: sys.modules.pop(name, None) for name in (*added, *ours)}
-    sys.modules.update(added)
-    try:
-        yield __import__(ours[0], fromlist=["*"])
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name, None)
-            if module is not None:
-                sys.modules[name] = module
-
-
-# Norms
+from archkey.reference import mla, rmsnorm
 
 
 def _put(out: torch.Tensor, value: torch.Tensor) -> None:
@@ -90,12 +52,6 @@ def flashinfer_norms() -> dict[str, Any]:
         "rmsnorm_quant": rmsnorm_quant,
         "fused_add_rmsnorm_quant": fused_add_rmsnorm_quant,
     }
-
-
-def merge_state(v_a, s_a, v_b, s_b):
-    """FlashInfer's: logarithms to base 2, by token."""
-    out, lse = mla.merge_attn_states(v_a, s_a * LN2, v_b, s_b * LN2)
-    return out.to(v_a.dtype), (lse / LN2).float()
 
 
 class Liger:
@@ -180,23 +136,12 @@ def vllm_operators() -> SimpleNamespace:
     )
 
 
-# Attention
-
-
-def paged(q, k, v, cu_q, lengths, table, scale, window=-1, softcap=0.0, **more):
-    """Out and natural-log lse by token."""
-    return attention.unified_attention(
-        q, k, v, cu_q, lengths, table, softmax_scale=scale, window_left=window, softcap=softcap,
-        **more,
-    )  # fmt: skip
-
-
-def latent(q, cache, cu_q, lengths, table, scale, causal=True):
-    """Out and natural-log lse by token of absorbed MLA."""
-    return mla.mla_decode(q, cache, table, lengths, cu_q, 0, 0, None, None, scale, 512, causal, -1)
-
-
-def table_of(indptr: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """A block table of FlashInfer's CSR."""
-    rows = [indices[a:b] for a, b in zip(indptr.tolist(), indptr.tolist()[1:], strict=False)]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+NORMS: Modules = {
+    "liger_kernel.ops": {
+        "LigerRMSNormFunction": Liger.Norm,
+        "LigerFusedAddRMSNormFunction": Liger.Add,
+    },
+    "quack.rmsnorm": {"rmsnorm_fwd": rmsnorm_fwd},
+    "flashinfer.norm": flashinfer_norms(),
+    "vllm._C_stable_libtorch": {},
+}

@@ -1,16 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stand-ins for the attention of FlashInfer, FlashAttention-3 and vLLM; see `_libraries_a`."""
+"""FlashInfer 0.7.2, FlashAttention-3 and vLLM 0.26.0: attention."""
 
 from __future__ import annotations
 
 from enum import IntEnum
+from math import log
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tests.bench._libraries_a import LN2, latent, paged, table_of
+from tests.bench._standins import Modules, table_of
 
-from archkey.reference import mla
+from archkey.reference import attention, mla
+
+LN2 = log(2)
+
+
+def paged(q, k, v, cu_q, lengths, table, scale, window=-1, softcap=0.0, **more):
+    """Out and natural-log lse by token."""
+    return attention.unified_attention(
+        q, k, v, cu_q, lengths, table, softmax_scale=scale, window_left=window, softcap=softcap,
+        **more,
+    )  # fmt: skip
+
+
+def latent(q, cache, cu_q, lengths, table, scale, causal=True):
+    """Out and natural-log lse by token of absorbed MLA."""
+    return mla.mla_decode(q, cache, table, lengths, cu_q, 0, 0, None, None, scale, 512, causal, -1)
+
+
+# FlashInfer
+
+
+def merge_state(v_a, s_a, v_b, s_b):
+    """FlashInfer's: logarithms to base 2, by token."""
+    out, lse = mla.merge_attn_states(v_a, s_a * LN2, v_b, s_b * LN2)
+    return out.to(v_a.dtype), (lse / LN2).float()
 
 
 def _give(out: Any, lse: Any, found: Any, return_lse: bool) -> Any:
@@ -229,3 +254,34 @@ def unified_attention(
         output_scale=output_scale, qq_bias=qq_bias, sinks=sinks,
     )  # fmt: skip
     out.copy_(found)
+
+
+_OPS = "vllm.v1.attention.ops"
+ATTENTION: Modules = {
+    "flashinfer.cascade": {"merge_state": merge_state},
+    "flashinfer.mla": {
+        "BatchMLAPagedAttentionWrapper": BatchMLAPagedAttentionWrapper,
+        "MLAPlanMetadata": MLAPlanMetadata,
+    },
+    "flashinfer.decode": {"BatchDecodeWithPagedKVCacheWrapper": BatchDecodeWithPagedKVCacheWrapper},
+    "flashinfer.prefill": {
+        "BatchPrefillWithPagedKVCacheWrapper": BatchPrefillWithPagedKVCacheWrapper,
+        "BatchPrefillWithRaggedKVCacheWrapper": BatchPrefillWithRaggedKVCacheWrapper,
+    },
+    f"{_OPS}.triton_decode_attention": {"decode_attention_fwd": decode_attention_fwd},
+    f"{_OPS}.triton_unified_attention": {
+        "unified_attention": unified_attention,
+        "KVQuantMode": KVQuantMode,
+    },
+    "vllm.vllm_flash_attn.flash_attn_interface": {
+        "flash_attn_varlen_func": flash_attn_varlen_func_of_vllm,
+        "get_scheduler_metadata": get_scheduler_metadata,
+    },
+}
+AUTHORS: Modules = {
+    "flash_attn_interface": {
+        "flash_attn_varlen_func": flash_attn_varlen_func,
+        "flash_attn_with_kvcache": flash_attn_with_kvcache,
+        "get_scheduler_metadata": get_scheduler_metadata,
+    },
+}
