@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tests.bench import _small
 
-from archkey.bench import peers, results, run
+from archkey.bench import document, peers, results, run
+from archkey.bench.asked import Asked
+from archkey.bench.asker import Asker, Terms
 from archkey.bench.measure import Bench, route_name
 from archkey.bench.peers import PEERS as SHIPPED
 from archkey.conformance.process import Ended
@@ -18,7 +20,7 @@ from archkey.errors import ArchkeyError
 from archkey.locate import find_device
 from archkey.ops import OPERATORS
 
-TERMS = run.Terms("cpu", samples=5, seconds=0.05, timeout=20.0, seed=3)
+TERMS = Terms("cpu", samples=5, seconds=0.05, timeout=20.0, seed=3)
 
 
 @pytest.fixture
@@ -31,8 +33,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def asker(small: None) -> Iterator[run.Asker]:
-    with run.Asker(TERMS, module="tests.bench._small") as found:
+def asker(small: None) -> Iterator[Asker]:
+    with Asker(TERMS, module="tests.bench._small") as found:
         yield found
 
 
@@ -96,11 +98,11 @@ def test_head_says_cost_problem_and_decision(bench: Bench) -> None:
     assert head["decision"]["chosen"] == "cpu:torch" and "cpu:torch" in head["explained"]
 
 
-def test_a_whole_run(asker: run.Asker) -> None:
+def test_a_whole_run(asker: Asker) -> None:
     document = run.new(TERMS, {})
     chosen = _small.WORKLOADS
-    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, run.Asked()))
-    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, run.Asked())
+    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, Asked()))
+    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, Asked())
     assert document["complete"]
     found = {(w["name"], e.entrant): e for w, e in results.entries(document)}
     assert len(found) == 2 * (2 + len(_small._ROUTES) + 2) + 2
@@ -124,9 +126,9 @@ def test_a_whole_run(asker: run.Asker) -> None:
             assert entry.tflops is None, "no matrix product in it"
 
 
-def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) -> None:
+def test_an_interrupted_run_keeps_what_it_has(asker: Asker, tmp_path: Path) -> None:
     document, path = run.new(TERMS, {}), tmp_path / "run.json"
-    asked = run.Asked(["made-up:right"])
+    asked = Asked(["made-up:right"])
     for name in run.run(document, asker, _small.WORKLOADS[:1], {}, asked):
         results.write(path, document)
         if name.endswith("made-up:right"):
@@ -136,13 +138,13 @@ def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) 
     assert [entry.entrant for _, entry in results.entries(found)] == ["archkey"]
 
 
-def test_a_question_that_is_wrong_is_an_error(asker: run.Asker) -> None:
+def test_a_question_that_is_wrong_is_an_error(asker: Asker) -> None:
     with pytest.raises(ArchkeyError, match="no workload of rmsnorm .*nearest|no-such"):
         asker.ask("entry", operator="rmsnorm", workload="no-such", entrant="archkey")
     assert asker.ask("standing", peer="made-up")["standing"]["state"] == "installed"
 
 
-def test_the_process_is_started_again(asker: run.Asker) -> None:
+def test_the_process_is_started_again(asker: Asker) -> None:
     question = {"operator": "rmsnorm", "workload": "small-tp1-t7"}
     with pytest.raises(Ended, match="SIGABRT"):
         asker.ask("entry", **question, entrant="made-up:dying")
@@ -169,18 +171,18 @@ def test_entries_survive_json(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "has"),
     [
-        (run.Asked(), True),
-        (run.Asked(["made-up"]), True),
-        (run.Asked(["made-up:right"]), True),
-        (run.Asked(["made-up:wrong"]), False),
-        (run.Asked(()), False),
-        (run.Asked(without=["made-up"]), False),
-        (run.Asked(["made-up"], ["made-up:right"]), False),
-        (run.Asked(without=["made-up:wrong"]), True),
+        (Asked(), True),
+        (Asked(["made-up"]), True),
+        (Asked(["made-up:right"]), True),
+        (Asked(["made-up:wrong"]), False),
+        (Asked(()), False),
+        (Asked(without=["made-up"]), False),
+        (Asked(["made-up"], ["made-up:right"]), False),
+        (Asked(without=["made-up:wrong"]), True),
     ],
     ids=repr,
 )
-def test_who_was_asked(asked: run.Asked, has: bool) -> None:
+def test_who_was_asked(asked: Asked, has: bool) -> None:
     assert asked.has("made-up", "made-up:right") is has
 
 
