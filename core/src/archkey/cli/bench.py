@@ -40,33 +40,26 @@ _GROUPS = {
 @click.command(cls=Grouped, groups=_GROUPS, short_help="Measure kernels beside peers and bounds.")
 @click.argument("what", nargs=-1, metavar="[OPERATOR...|peers]")
 @click.option(
-    "--workload",
-    "-w",
-    "patterns",
+    *("--workload", "-w", "patterns"),
     metavar="PATTERN",
     multiple=True,
-    help="Only workloads called so, '*tp8*'; repeatable.",
+    help="Only such, '*tp8*'; repeatable.",
 )
 @click.option("--quick", is_flag=True, help="Only a few workloads of each operator.")
 @click.option(
-    "--kernel",
-    "-k",
-    "kernels",
+    *("--kernel", "-k", "kernels"),
     metavar="KERNEL",
     multiple=True,
-    help="Beside the one that archkey chooses; repeatable.",
+    help="And this one of ours; repeatable.",
 )
 @click.option(
-    "--peer",
-    "-p",
-    "peers",
+    *("--peer", "-p", "peers"),
     metavar="PEER",
     multiple=True,
     help="Only this one, or PEER:ROUTE; repeatable.",
 )
 @click.option(
-    "--skip",
-    "skipped",
+    *("--skip", "skipped"),
     metavar="PEER",
     multiple=True,
     help="Not this one, or PEER:ROUTE; repeatable.",
