@@ -114,16 +114,20 @@ def test_far_beyond_floor_and_spread_has_moved(us: float, factor: float) -> None
 @pytest.mark.parametrize(
     ("old", "new", "fields", "expected"),
     [
-        (timing(100), timing(107), {}, "slower"),
-        (timing(100), timing(93), {}, "faster"),
+        (timing(300), timing(321), {}, "slower"),
+        (timing(300), timing(279), {}, "faster"),
+        (timing(100), timing(111), {}, "same"),  # where a process finds its memory
+        (timing(100), timing(114), {}, "slower"),
+        (timing(300, method="events"), timing(420, method="events"), {}, "same"),  # the host
+        (timing(300, method="events"), timing(480, method="events"), {}, "slower"),
         (timing(2000), timing(2200), {"bound_by": "bfloat16"}, "same"),  # power
         (timing(2000), timing(2300), {"bound_by": "bfloat16"}, "slower"),
         (timing(2000), timing(2200), {"bound_by": "copy"}, "slower"),
         (timing(900), timing(990), {"bound_by": "bfloat16"}, "slower"),  # too short for power
-        (timing(100), timing(108, samples=9), {}, "same"),  # a floor of 10 %
-        (timing(100), timing(112, samples=9), {}, "slower"),
-        (timing(100, spread=0.1), timing(109), {}, "same"),  # within the old spread
-        (timing(100), timing(112, spread=0.15), {}, "same"),  # the old within the new spread
+        (timing(300), timing(324, samples=9), {}, "same"),  # a floor of 10 %
+        (timing(300), timing(336, samples=9), {}, "slower"),
+        (timing(300, spread=0.1), timing(327), {}, "same"),  # within the old spread
+        (timing(300), timing(336, spread=0.15), {}, "same"),  # the old within the new spread
         (timing(100), timing(200, method="events"), {}, "not comparable"),
     ],
 )
@@ -134,20 +138,20 @@ def test_the_rule(old: Any, new: Any, fields: dict[str, Any], expected: str) -> 
 @pytest.mark.parametrize(
     ("us", "bound", "expected", "normalised"),
     [
-        (110.0, 55.0, "same", 1.0),  # all of the card is 10 % slower
-        (100.0, 45.0, "slower", 100 / 45 / 2),  # the card got faster, the kernel did not
-        (107.0, 51.0, "slower", None),  # 2 % is what a ceiling reads differently: times decide
-        (400.0, 55.0, "slower", None),  # far from its bound: no ceiling governs it
+        (1100.0, 550.0, "same", 1.0),  # all of the card is 10 % slower
+        (1000.0, 450.0, "slower", 100 / 45 / 2),  # the card got faster, the kernel did not
+        (1070.0, 510.0, "slower", None),  # 2 % is what a ceiling reads differently: times decide
+        (4000.0, 550.0, "slower", None),  # far from its bound: no ceiling governs it
     ],
 )
 def test_shares_of_the_bound_decide_where_the_ceilings_differ(
     us: float, bound: float, expected: str, normalised: float | None
 ) -> None:
-    comparison = compare(one(100.0), one(us, us, bound_us=bound))
+    comparison = compare(one(1000.0, 1000.0, bound_us=500.0), one(us, us, bound_us=bound))
     (move,) = (m for m in comparison.moves if m.entrant == OURS)
     assert move.verdict == expected
     assert move.normalised == pytest.approx(normalised)
-    assert move.ratio == pytest.approx(us / 100)
+    assert move.ratio == pytest.approx(us / 1000)
     assert ("to bound" in shown(comparison)) == (expected != "same" and normalised is not None)
 
 
@@ -181,7 +185,7 @@ def test_a_peer_that_is_slower_does_not_make_us_worse() -> None:
 def test_ours_before_peers_and_the_farthest_first() -> None:
     old = document(*(workload(timed(OURS, 9.0), timed("fla", 9.0), name=n) for n in "ab"))
     new = document(
-        workload(timed(OURS, 10.0), timed("fla", 90.0), name="a"),
+        workload(timed(OURS, 11.0), timed("fla", 90.0), name="a"),
         workload(timed(OURS, 20.0), timed("fla", 1.0), name="b"),
     )
     order = [(m.workload, m.entrant, m.verdict) for m in compare(old, new).moves]
@@ -196,9 +200,9 @@ def test_ours_before_peers_and_the_farthest_first() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ((90.0, 100.0), (110.0, 100.0), ("ahead", "behind")),
-        ((110.0, 100.0), (100.0, 100.0), ("behind", "level")),
-        ((100.0, 100.0), (103.0, 100.0), None),
+        ((900.0, 1000.0), (1100.0, 1000.0), ("ahead", "behind")),
+        ((1100.0, 1000.0), (1000.0, 1000.0), ("behind", "level")),
+        ((1000.0, 1000.0), (1030.0, 1000.0), None),
     ],
 )
 def test_our_place_beside_the_best_peer(
