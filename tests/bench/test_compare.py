@@ -271,6 +271,26 @@ def test_versions_ceilings_and_settings_that_differ_are_told() -> None:
     assert all(part in shown(comparison) for part in ("3.9.0", "590.1", "copy [B/s]", "samples"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "differ"),
+    [
+        ({"only": ["fla", "vllm"]}, {"only": ["vllm", "fla", "fla"]}, set()),
+        ({"only": None}, {}, set()),
+        ({"without": []}, {}, set()),
+        ({"workloads": 3}, {"workloads": 70, "resumed": True}, set()),
+        ({"only": None}, {"only": []}, {"only"}),  # all peers, and none
+        ({"only": ["fla"]}, {"only": ["vllm"], "without": ["fla"]}, {"only", "without"}),
+        ({"seed": 0}, {"seed": 1}, {"seed"}),
+    ],
+)
+def test_settings_differ_in_what_they_mean(
+    old: dict[str, Any], new: dict[str, Any], differ: set[str]
+) -> None:
+    found = compare(document(settings=old), document(settings=new)).settings
+    assert set(found) == differ
+    assert all(found[name] == (old.get(name), new.get(name)) for name in differ)
+
+
 def test_a_run_that_was_cut_off_is_told_and_compared_as_far_as_it_goes() -> None:
     rows = (timed(OURS, 9.0), timed("fla", 9.0))
     old = document(*(workload(*rows, name=name) for name in "ab"))

@@ -3,37 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.bench import _small
 
-from archkey.bench import peers, results, run
+from archkey.bench import results, run
+from archkey.bench.asked import Asked
+from archkey.bench.asker import Asker, Terms
+from archkey.bench.document import new
 from archkey.bench.measure import Bench, route_name
 from archkey.bench.peers import PEERS as SHIPPED
 from archkey.conformance.process import Ended
 from archkey.errors import ArchkeyError
 from archkey.locate import find_device
-from archkey.ops import OPERATORS
 
-TERMS = run.Terms("cpu", samples=5, seconds=0.05, timeout=20.0, seed=3)
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small workloads and made-up peers, in this process."""
-    monkeypatch.setattr(peers, "PEERS", peers.PEERS)
-    for name in ("rmsnorm", "fused_add_rmsnorm"):
-        monkeypatch.setitem(OPERATORS, name, OPERATORS[name])
-    _small.put_in_place()
-
-
-@pytest.fixture
-def asker(small: None) -> Iterator[run.Asker]:
-    with run.Asker(TERMS, module="tests.bench._small") as found:
-        yield found
+TERMS = Terms("cpu", samples=5, seconds=0.05, seed=3)
 
 
 @pytest.fixture
@@ -96,17 +82,17 @@ def test_head_says_cost_problem_and_decision(bench: Bench) -> None:
     assert head["decision"]["chosen"] == "cpu:torch" and "cpu:torch" in head["explained"]
 
 
-def test_a_whole_run(asker: run.Asker) -> None:
-    document = run.new(TERMS, {})
+def test_a_whole_run(asker: Asker) -> None:
+    document = new(TERMS, {})
     chosen = _small.WORKLOADS
-    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, run.Asked()))
-    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, run.Asked())
+    steps = list(run.run(document, asker, chosen, {"rmsnorm": ["torch"]}, Asked()))
+    assert len(steps) == run.steps(chosen, {"rmsnorm": ["torch"]}, Asked())
     assert document["complete"]
     found = {(w["name"], e.entrant): e for w, e in results.entries(document)}
-    assert len(found) == 2 * (2 + len(_small._ROUTES) + 2) + 2
+    assert len(found) == 3 * (2 + len(_small._ROUTES) + 2) + 2
     # One that kills its process or hangs costs itself and nothing else.
     assert "SIGABRT" in found["small-tp1-t7", "made-up:dying"].reason
-    assert "no end after 20 s" in found["small-tp1-t7", "made-up:hanging"].reason
+    assert "no end after 1 s" in found["small-tp1-t7", "made-up:hanging"].reason
     assert found["small-tp1-t64", "made-up:right"].status == "timed"
     absent, broken = (found["small-tp1-t7", name] for name in ("absent", "broken"))
     assert absent.status == "not installed" and "pip install no-such-package" in absent.reason
@@ -124,9 +110,9 @@ def test_a_whole_run(asker: run.Asker) -> None:
             assert entry.tflops is None, "no matrix product in it"
 
 
-def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) -> None:
-    document, path = run.new(TERMS, {}), tmp_path / "run.json"
-    asked = run.Asked(["made-up:right"])
+def test_an_interrupted_run_keeps_what_it_has(asker: Asker, tmp_path: Path) -> None:
+    document, path = new(TERMS, {}), tmp_path / "run.json"
+    asked = Asked(["made-up:right"])
     for name in run.run(document, asker, _small.WORKLOADS[:1], {}, asked):
         results.write(path, document)
         if name.endswith("made-up:right"):
@@ -136,13 +122,13 @@ def test_an_interrupted_run_keeps_what_it_has(asker: run.Asker, tmp_path: Path) 
     assert [entry.entrant for _, entry in results.entries(found)] == ["archkey"]
 
 
-def test_a_question_that_is_wrong_is_an_error(asker: run.Asker) -> None:
+def test_a_question_that_is_wrong_is_an_error(asker: Asker) -> None:
     with pytest.raises(ArchkeyError, match="no workload of rmsnorm .*nearest|no-such"):
         asker.ask("entry", operator="rmsnorm", workload="no-such", entrant="archkey")
     assert asker.ask("standing", peer="made-up")["standing"]["state"] == "installed"
 
 
-def test_the_process_is_started_again(asker: run.Asker) -> None:
+def test_the_process_is_started_again(asker: Asker) -> None:
     question = {"operator": "rmsnorm", "workload": "small-tp1-t7"}
     with pytest.raises(Ended, match="SIGABRT"):
         asker.ask("entry", **question, entrant="made-up:dying")
@@ -151,13 +137,13 @@ def test_the_process_is_started_again(asker: run.Asker) -> None:
 
 def test_checks_of_a_peer_use_small_inputs(bench: Bench) -> None:
     rows = list(bench.check("made-up:right", "rmsnorm"))
-    assert {"passed"} <= {row["status"] for row in rows}
+    assert {row["status"] for row in rows} == {"passed"}
     rows = list(bench.check("made-up:wrong", "rmsnorm"))
     assert "wrong" in {row["status"] for row in rows}
 
 
 def test_entries_survive_json(bench: Bench, tmp_path: Path) -> None:
-    document: dict[str, Any] = {**run.new(TERMS, {}), "workloads": []}
+    document: dict[str, Any] = {**new(TERMS, {}), "workloads": []}
     found = [bench.entry("rmsnorm", "small-tp1-t7", e) for e in ("archkey", "made-up:wrong")]
     head = bench.head("rmsnorm", "small-tp1-t7")
     document["workloads"] = [{**head, "entries": [entry.to_json() for entry in found]}]
@@ -169,19 +155,26 @@ def test_entries_survive_json(bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "has"),
     [
-        (run.Asked(), True),
-        (run.Asked(["made-up"]), True),
-        (run.Asked(["made-up:right"]), True),
-        (run.Asked(["made-up:wrong"]), False),
-        (run.Asked(()), False),
-        (run.Asked(without=["made-up"]), False),
-        (run.Asked(["made-up"], ["made-up:right"]), False),
-        (run.Asked(without=["made-up:wrong"]), True),
+        (Asked(), True),
+        (Asked(["made-up"]), True),
+        (Asked(["made-up:right"]), True),
+        (Asked(["made-up:wrong"]), False),
+        (Asked(()), False),
+        (Asked(without=["made-up"]), False),
+        (Asked(["made-up"], ["made-up:right"]), False),
+        (Asked(without=["made-up:wrong"]), True),
     ],
     ids=repr,
 )
-def test_who_was_asked(asked: run.Asked, has: bool) -> None:
+def test_who_was_asked(asked: Asked, has: bool) -> None:
     assert asked.has("made-up", "made-up:right") is has
+
+
+@pytest.mark.parametrize("asked", [Asked(), Asked(("made-up",), ("absent",)), Asked(())], ids=repr)
+def test_a_document_in_memory_is_what_will_be_read(asked: Asked, tmp_path: Path) -> None:
+    document = new(TERMS, asked.to_json())
+    results.write(tmp_path / "x.json", document)
+    assert results.read(tmp_path / "x.json") == document
 
 
 def test_names_of_entrants_are_unique() -> None:

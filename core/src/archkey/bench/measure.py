@@ -21,7 +21,7 @@ from archkey.bench.gate import Truth, Verdict, compare, listen, soil
 from archkey.bench.results import OURS, Entry
 from archkey.bench.workload import Supply, Workload, cost_of, workloads_of
 from archkey.conformance.cases import cases_of
-from archkey.conformance.judge import maker_of, poison_outputs, torch_device
+from archkey.conformance.judge import maker_of, torch_device, written
 from archkey.errors import UnknownName, Unsupported, describe
 from archkey.kernel import resolve
 from archkey.probe import Device
@@ -253,12 +253,7 @@ class _Ours:
         return run if self.outputs else lambda *arguments: self._first(problem, run, arguments)
 
     def _first(self, problem: Any, run: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        contract = self._session.operators[problem.operator]
-        count = len(contract.inputs)
-        poison_outputs(list(arguments[:count]), list(arguments[count:]))
-        run(*arguments)
-        named = zip(contract.outputs, arguments[count:], strict=True)
-        self.outputs = {name: out for name, out in named if out is not None}
+        self.outputs = written(self._session.operators[problem.operator], run, arguments)
 
 
 def _bind_ours(session: Session, operator: str, inputs: Mapping[str, Any]) -> Bound:

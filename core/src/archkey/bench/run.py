@@ -1,115 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bench run: which questions are asked of the measuring process, and the document of the answers.
+"""A bench run: which questions are asked of the measuring processes, and where the answers go.
 
-A library that crashes or hangs costs its own entry; the process is started anew for the next one.
+A library that crashes or hangs costs its own entry; its process is started anew for the next one.
 """
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import replace
 from typing import Any
 
-from archkey import __version__
 from archkey.bench import peers
+from archkey.bench.asked import Asked
+from archkey.bench.asker import Asker
 from archkey.bench.ceilings import bound
 from archkey.bench.measure import entrants_of, route_name
 from archkey.bench.peers import Peer, Route
-from archkey.bench.results import FORMAT, OURS, Entry
+from archkey.bench.results import OURS, Entry
 from archkey.bench.workload import Cost, Workload
-from archkey.conformance.process import Ended, Process
-from archkey.errors import ArchkeyError, RecordError
-from archkey.locate import find_device
-from archkey.probe import Device
-from archkey.requirements import installed_versions
+from archkey.conformance.process import Ended
 
-__all__ = ["Asked", "Asker", "Terms", "checks", "new", "resumed", "run", "standings", "steps"]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """How a run is held.
-
-    device   as torch names it ("cuda:0"), or a target
-    samples  calls that are timed, at most; seconds  of device time they may take
-    timeout  seconds for one entry, compilation and tuning included; 0 is no limit
-    seed     of all inputs
-    """
-
-    device: str
-    samples: int = 40
-    seconds: float = 0.4
-    timeout: float = 600.0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Which peers take part, by name or as one route, "flashinfer:fa3".
-
-    only     these; None is all
-    without  not these
-    """
-
-    only: Sequence[str] | None = None
-    without: Sequence[str] = ()
-
-    def has(self, peer: str, entrant: str) -> bool:
-        """Whether the route of `peer` that is called `entrant` takes part."""
-        names = {peer, entrant}
-        return (self.only is None or bool(names & set(self.only))) and not names & set(self.without)
-
-
-class Asker:
-    """Asks measuring processes, and starts another one where one is gone.
-
-    There are two: importing a library can change what torch does, so our own kernels are measured
-    in a process that never sees a peer.
-    """
-
-    def __init__(self, terms: Terms, module: str = "archkey.bench.child") -> None:
-        self._terms, self._module = terms, module
-        self._processes: dict[bool, Process] = {}
-
-    def __enter__(self) -> Asker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for peers_too in list(self._processes):
-            self._close(peers_too)
-
-    def ask(self, what: str, *, peers_too: bool = False, **question: Any) -> dict[str, Any]:
-        """The answer; `peers_too`: of the process that may import peers.
-
-        Raises Ended if there is none, ArchkeyError if the question was wrong.
-        """
-        if peers_too not in self._processes:
-            options = {name: str(getattr(self._terms, name)) for name in _PASSED_ON}
-            # A peer's Triton kernels keep what they tuned, so that the next process need not.
-            environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_AUTOTUNING": "1"}
-            self._processes[peers_too] = Process(self._module, options, environment)
-        process = self._processes[peers_too]
-        try:
-            answer = next(process.ask({"ask": what, **question}, self._terms.timeout))
-        except (Ended, KeyboardInterrupt):
-            process.gone = True
-            self._close(peers_too)
-            raise
-        if "error" in answer:
-            raise ArchkeyError(answer["error"])
-        if answer.get("usable") is False:
-            process.gone = True
-            self._close(peers_too)
-        return answer
-
-    def _close(self, peers_too: bool) -> None:
-        self._processes.pop(peers_too).close()
-
-
-_PASSED_ON = ("device", "seed", "samples", "seconds")
+__all__ = ["checks", "run", "standings", "steps"]
 
 
 def standings(asker: Asker) -> list[dict[str, Any]]:
@@ -134,42 +45,6 @@ def checks(asker: Asker, peer: Peer) -> Iterator[tuple[Route, list[dict[str, Any
             yield route, asker.ask("check", peers_too=True, **question)["check"]
         except Ended as end:
             yield route, [{"case": "", "status": "failed", "reason": str(end)}]
-
-
-def new(terms: Terms, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A document without results."""
-    device = find_device(terms.device)
-    return {
-        "format": FORMAT,
-        "complete": False,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "archkey": __version__,
-        "machine": {"device": _card(device), "host": _host(terms)},
-        "versions": {
-            **installed_versions(["archkey", "torch", "triton", "numpy"]),
-            "python": platform.python_version(),
-        },
-        "settings": {**terms.__dict__, **settings},
-        "ceilings": [],
-        "peers": [],
-        "coverage": [],
-        "workloads": [],
-    }
-
-
-def _card(device: Device) -> dict[str, Any]:
-    """The device, without what tells one card from its twin."""
-    return {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
-
-
-def _host(terms: Terms) -> dict[str, str]:
-    host = find_device("cpu")
-    return {
-        "cpu": host.name,
-        "cores": str(host.compute_units or os.cpu_count() or ""),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
 
 
 def run(
@@ -213,26 +88,6 @@ def run(
 
 
 _SETTLED = ("timed", "wrong", "not served")
-
-
-def resumed(document: dict[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """`document`, to go on with. RecordError if what was measured then cannot stand beside today's.
-
-    fresh  what `new` gives now
-    """
-    for what, then, now in (
-        ("card", document["machine"]["device"]["name"], fresh["machine"]["device"]["name"]),
-        *(
-            (f"version of {name}", document["versions"].get(name), version)
-            for name, version in fresh["versions"].items()
-        ),
-    ):
-        if then != now:
-            raise RecordError(
-                f"these results are of another {what}: {then}, here it is {now}; begin a new file"
-            )
-    document["settings"] = {**fresh["settings"], "resumed": True}
-    return document
 
 
 def steps(

@@ -58,10 +58,22 @@ def ceilings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Ceiling
 
 
 def settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings of the runs that differ: name -> old and new value."""
+    """The settings of the runs that differ in what they mean: name -> old and new value."""
     before, after = old["settings"], new["settings"]
-    names = dict.fromkeys([*before, *after])
-    return {n: (before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)}
+    names = [name for name in dict.fromkeys([*before, *after]) if name not in _EXTENT]
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {n: p for n, p in pairs.items() if _meaning(n, p[0]) != _meaning(n, p[1])}
+
+
+_EXTENT = ("workloads", "resumed")
+"""How much was measured, and in how many goes: no time depends on it, and the entries show it."""
+
+
+def _meaning(name: str, value: Any) -> Any:
+    """What a setting comes to: peers in any order, and to leave out nobody is to say nothing."""
+    if name in ("only", "without") and (value is not None or name == "without"):
+        return frozenset(value or ())
+    return value
 
 
 def device(document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from archkey._files import data_path
+from archkey.cli.grouped import Grouped
 from archkey.cli.output import emit, json_option
-from archkey.errors import UnknownName, Unsupported
+from archkey.errors import Unsupported
 from archkey.locate import find_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from archkey.bench.run import Asked, Terms
+    from archkey.bench.asked import Asked
+    from archkey.bench.asker import Terms
     from archkey.bench.workload import Workload
     from archkey.probe import Device
 
@@ -27,28 +27,57 @@ __all__ = ["command"]
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
+_GROUPS = {
+    "What is measured": ("patterns", "quick", "kernels", "peers", "skipped", "no_peers"),
+    "How it is measured": ("device", "samples", "seconds", "timeout", "seed"),
+    "Results": ("output", "resume", "old", "as_json"),
+    "Nothing is measured": ("listing", "given"),
+    "With `archkey bench peers`": ("check",),
+    "What archkey itself costs": ("host", "repeats"),
+}
 
-@click.command(short_help="Measure kernels beside peers and bounds.")
+
+@click.command(cls=Grouped, groups=_GROUPS, short_help="Measure kernels beside peers and bounds.")
 @click.argument("what", nargs=-1, metavar="[OPERATOR...|peers]")
-@click.option("--workload", "-w", "patterns", multiple=True, help="Only such names; repeatable.")
-@click.option("--quick", is_flag=True, help="The short run: a few workloads an operator.")
-@click.option("--peer", "-p", "peers", multiple=True, help="Only this peer; repeatable.")
-@click.option("--skip", "skipped", multiple=True, help="Not this peer; repeatable.")
+@click.option(
+    *("--workload", "-w", "patterns"),
+    metavar="PATTERN",
+    multiple=True,
+    help="Only such, '*tp8*'; repeatable.",
+)
+@click.option("--quick", is_flag=True, help="Only a few workloads of each operator.")
+@click.option(
+    *("--kernel", "-k", "kernels"),
+    metavar="KERNEL",
+    multiple=True,
+    help="And this one of ours; repeatable.",
+)
+@click.option(
+    *("--peer", "-p", "peers"),
+    metavar="PEER",
+    multiple=True,
+    help="Only this one, or PEER:ROUTE; repeatable.",
+)
+@click.option(
+    *("--skip", "skipped"),
+    metavar="PEER",
+    multiple=True,
+    help="Not this one, or PEER:ROUTE; repeatable.",
+)
 @click.option("--no-peers", is_flag=True, help="archkey's own kernels only.")
-@click.option("--kernel", "-k", "kernels", multiple=True, help="Another of ours; repeatable.")
-@click.option("--device", default=None, help="As torch names it; default: the first accelerator.")
-@click.option("--samples", default=40, show_default=True, help="Timed calls, at most.")
-@click.option("--seconds", default=0.4, show_default=True, help="Device time an entrant, at most.")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds an entrant, or 0.")
-@click.option("--seed", default=0, show_default=True, help="Of all inputs.")
-@click.option("--output", "-o", type=_FILE, help="Where results go.")
-@click.option("--resume", is_flag=True, help="Go on with --output: measure what it lacks.")
-@click.option("--compare", "old", type=_FILE, help="Say what moved since.")
-@click.option("--results", "given", type=_FILE, help="Show these; measure nothing.")
-@click.option("--list", "listing", is_flag=True, help="List workloads; measure nothing.")
-@click.option("--check", is_flag=True, help="With `peers`: judge each one.")
-@click.option("--host", is_flag=True, help="Host costs: import, discovery, decision, plan, calls.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Of --host.")
+@click.option("--device", metavar="DEVICE", help="As cuda:1; default: the first accelerator.")
+@click.option("--samples", default=40, show_default=True, help="Timed calls of an entry, at most.")
+@click.option("--seconds", default=0.4, show_default=True, help="Device time of those, at most.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds for an entry; 0: any.")
+@click.option("--seed", default=0, show_default=True, help="Of random inputs.")
+@click.option("--output", "-o", type=_FILE, help="Default: a new file in the user's data folder.")
+@click.option("--resume", is_flag=True, help="Measure only what the run in --output lacks.")
+@click.option("--compare", "old", type=_FILE, help="Say what moved since these earlier results.")
+@click.option("--list", "listing", is_flag=True, help="List the workloads that would be measured.")
+@click.option("--results", "given", type=_FILE, help="Show these, with --compare what moved.")
+@click.option("--check", is_flag=True, help="Judge each installed peer on small inputs.")
+@click.option("--host", is_flag=True, help="Measure import, discovery, decision, plan, calls.")
+@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Of each.")
 @json_option
 def command(
     what: tuple[str, ...],
@@ -75,50 +104,57 @@ def command(
 ) -> None:
     """Measure operators (default: all) on workloads of real models, beside peers and bounds.
 
-    An entrant is judged first: on the very inputs it would be timed with, against float64. What is
-    wrong gets no time. Inputs rotate, caches are swept, calls are replayed from graphs; the bound
-    is measured in the same run. Results are kept after every entrant, so an interrupted run loses
-    nothing. `archkey report FILE` makes a page of them.
+    An entry is one kernel at one workload: archkey's, or another library's (a peer's). It is judged
+    first, on the very inputs that it would be timed with, against float64; what is wrong gets no
+    time. Then calls are replayed from graphs, with inputs that rotate and caches that are swept.
+    What the card can do at most is measured in the same run.
 
-    `archkey bench peers` lists the libraries that can be measured beside archkey, whether they are
-    here, and how to install them.
+    Results are written after every entry, so an interrupted run loses nothing, and --resume goes on
+    with it. `archkey report FILE` makes a page of them.
+
+    `archkey bench peers` lists the peers, whether they are installed, and how to install them.
 
     Exit 1 if an entry of archkey's own is wrong or failed, a checked peer is wrong, or a host cost
-    is over its limit.
+    is over its limit. Exit 130 if the run is not complete.
 
     \b
     archkey bench --quick
-    archkey bench mla_decode --workload '*tp8*' --peer flash_mla
+    archkey bench mla_decode --workload '*tp8*' --peer vllm-flashmla
     archkey bench --results new.json --compare old.json
     archkey bench peers --check
     archkey bench --host
     """
     if host:
-        _host(repeats, as_json)
+        from archkey.cli import host_costs
+
+        host_costs.run(repeats, as_json)
         return
+    from archkey.bench import results
+    from archkey.bench.asker import Terms
+
     if what == ("peers",):
-        from archkey.bench.run import Terms
+        from archkey.cli import peers as libraries
 
         place = device or _name(find_device(None))
-        _peers(Terms(place, timeout=timeout, seed=seed), peers, check, as_json)
+        libraries.run(Terms(place, timeout=timeout, seed=seed), peers, check, as_json)
         return
-    before = _read(old) if old else None
+    before = results.read(old) if old else None
     if given:
-        document, path = _read(given), given
-    else:
-        chosen = _workloads(what, patterns, quick)
-        if listing:
-            _list(chosen, as_json)
-            return
-        from archkey.bench.run import Asked, Terms
+        _tell(results.read(given), given, before, as_json)
+        return
+    from archkey.bench.asked import Asked, workloads
+    from archkey.session import open as open_session
 
-        terms = Terms(_device(device), samples, seconds, timeout, seed)
-        if resume and not output:
-            raise click.UsageError("--resume goes on with the results at --output; name them.")
-        path = output or _own_path(terms)
-        asked = Asked(() if no_peers else peers or None, skipped)
-        earlier = _read(path) if resume and path.exists() else None
-        document = _measure(terms, chosen, kernels, asked, path, earlier)
+    chosen = workloads(open_session(device), what, patterns, quick)
+    if listing:
+        _list(chosen, as_json)
+        return
+    terms = Terms(_device(device), samples, seconds, timeout, seed)
+    if resume and not output:
+        raise click.UsageError("--resume goes on with the results at --output; name them.")
+    asked = Asked(() if no_peers else peers or None, skipped)
+    path = output or _own_path(terms)
+    document = _measure(terms, chosen, kernels, asked, path, resume)
     _tell(document, path, before, as_json)
 
 
@@ -137,27 +173,10 @@ def _device(asked: str | None) -> str:
 
 
 def _name(device: Device) -> str:
-    """The device as torch names it."""
-    return "cpu" if device.torch_kind == "cpu" else f"{device.torch_kind}:{device.index}"
-
-
-def _workloads(operators: Sequence[str], patterns: Sequence[str], quick: bool) -> list[Workload]:
-    from archkey.bench.workload import workloads_of
-    from archkey.session import open as open_session
-
-    known = open_session().operators
-    for name in operators:
-        if name not in known:
-            raise UnknownName("operator", name, {*known, "peers"})
-    listed = [w for name in operators or known for w in workloads_of(known[name])]
-    if quick:
-        listed = [w for w in listed if w.quick]
-    if patterns:
-        matched = [w for w in listed if any(fnmatch.fnmatch(w.name, p) for p in patterns)]
-        if not matched:
-            raise UnknownName("workload", " ".join(patterns), {w.name for w in listed})
-        listed = matched
-    return listed
+    """The device as torch names it; by its target, if it is an accelerator in host memory."""
+    if device.torch_kind == "cpu":
+        return device.target.key
+    return f"{device.torch_kind}:{device.index}"
 
 
 def _own_path(terms: Terms) -> Path:
@@ -169,59 +188,40 @@ def _own_path(terms: Terms) -> Path:
 def _measure(
     terms: Terms,
     chosen: Sequence[Workload],
-    kernels: Sequence[str],
+    names: Sequence[str],
     asked: Asked,
     path: Path,
-    earlier: dict[str, Any] | None,
+    resume: bool,
 ) -> dict[str, Any]:
-    """Hold the run; the document goes to `path` after every step."""
-    from archkey.bench import results, run
-    from archkey.bench.peers import PEERS
+    """Hold the run; the document goes to `path` after every step.
+
+    names   further kernels of ours
+    resume  go on with what is at `path`, if there is something
+    """
+    from archkey.bench import document, results
+    from archkey.bench.asked import check_peers, kernels
+    from archkey.bench.asker import Asker
+    from archkey.bench.run import run, steps
     from archkey.cli import render
     from archkey.cli.coverage import rows
+    from archkey.session import open as open_session
 
-    known = {peer.name for peer in PEERS}
-    for name in (*(asked.only or ()), *asked.without):
-        if name.partition(":")[0] not in known:
-            raise UnknownName("peer", name, known)
-    settings = {"workloads": len(chosen), "only": asked.only, "without": list(asked.without)}
-    document = run.new(terms, settings)
-    if earlier:
-        document = run.resumed(earlier, document)
-    document["coverage"] = rows(())
-    results.write(path, document)  # a folder that cannot be written is said before the work
-    more = _kernels(kernels, {workload.operator for workload in chosen})
-    total = run.steps(chosen, more, asked)
-    with render.progress(total) as step, run.Asker(terms) as asker:
+    check_peers(name.partition(":")[0] for name in (*(asked.only or ()), *asked.without))
+    more = kernels(open_session(terms.device), names, {workload.operator for workload in chosen})
+    found = document.new(terms, {"workloads": len(chosen), **asked.to_json()})
+    if resume and path.exists():
+        found = document.resumed(results.read(path), found)
+    found["coverage"] = rows(())
+    results.write(path, found)  # a folder that cannot be written is said before the work
+    with render.progress(steps(chosen, more, asked)) as step, Asker(terms) as asker:
         try:
-            for name in run.run(document, asker, chosen, more, asked):
-                results.write(path, document)
+            for name in run(found, asker, chosen, more, asked):
+                results.write(path, found)
                 step(name)
         except KeyboardInterrupt:
             click.echo("interrupted; what was measured is kept", err=True)
-        results.write(path, document)
-    return document
-
-
-def _kernels(names: Sequence[str], operators: set[str]) -> dict[str, list[str]]:
-    """Operator -> those of the kernels `names` that it has."""
-    from archkey.session import open as open_session
-
-    session = open_session()
-    every = {name: session.kernels(name) for name in operators}
-    for name in names:
-        if not any(kernel.named(name) for listed in every.values() for kernel in listed):
-            raise UnknownName("kernel", name, {k.id for listed in every.values() for k in listed})
-    return {
-        operator: [name for name in names if any(kernel.named(name) for kernel in listed)]
-        for operator, listed in every.items()
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    from archkey.bench import results
-
-    return results.read(path)
+        results.write(path, found)
+    return found
 
 
 def _tell(
@@ -264,50 +264,3 @@ def _list(chosen: Sequence[Workload], as_json: bool) -> None:
     ]
     columns = ("operator", "workload", "what", "")
     render.table(render.open_console(), columns, lines, spare=("what",))
-
-
-def _peers(terms: Terms, wanted: Sequence[str], check: bool, as_json: bool) -> None:
-    """What can be measured beside us; with `check`, whether our use of it is right."""
-    from archkey.bench import run
-    from archkey.bench.peers import PEERS
-    from archkey.cli import peers
-
-    known = {peer.name: peer for peer in PEERS}
-    for name in wanted:
-        if name not in known:
-            raise UnknownName("peer", name, known)
-    with run.Asker(terms) as asker:
-        rows = [row for row in run.standings(asker) if not wanted or row["name"] in wanted]
-        if check:
-            for row in rows:
-                row["checks"] = []
-                if row["state"] == "installed":
-                    row["checks"] = peers.checked(run.checks(asker, known[row["name"]]))
-    if as_json:
-        emit(rows)
-    else:
-        peers.show(rows)
-    cases = [case for row in rows for route in row.get("checks", ()) for case in route["cases"]]
-    if any(case["status"] in ("wrong", "failed") for case in cases):
-        raise click.exceptions.Exit(1)
-
-
-def _host(repeats: int, as_json: bool) -> None:
-    """What archkey costs on the host, beside the limits of its design."""
-    from archkey.bench.host import measure
-    from archkey.cli import host_costs
-
-    rows = []
-    for row in measure(repeats):
-        rows.append(row)
-        if sys.stderr.isatty():
-            cost = row.note if row.value is None else f"{row.value:.2f} {row.unit}"
-            click.echo(f"{row.what}: {cost}", err=True)
-    if as_json:
-        emit([row.to_json() for row in rows])
-    else:
-        from archkey.cli import render
-
-        host_costs.show(render.open_console(), rows)
-    if not all(row.passed for row in rows):
-        raise click.exceptions.Exit(1)

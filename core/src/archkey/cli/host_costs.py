@@ -1,20 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What archkey costs on the host, as a table for a person."""
+"""`archkey bench --host`: what archkey itself costs on the host, beside its limits."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
+import click
 from rich.console import Console
 from rich.text import Text
 
 from archkey.bench.host_row import Row
 from archkey.cli import render
+from archkey.cli.output import emit
 
-__all__ = ["show"]
+__all__ = ["run"]
 
 
-def show(console: Console, rows: Iterable[Row]) -> None:
+def run(repeats: int, as_json: bool) -> None:
+    """Measure each cost `repeats` times, and show them. Exit 1 if one is over its limit."""
+    from archkey.bench.host import measure
+
+    rows = []
+    for row in measure(repeats):
+        rows.append(row)
+        if sys.stderr.isatty():
+            cost = row.note if row.value is None else f"{row.value:.2f} {row.unit}"
+            click.echo(f"{row.what}: {cost}", err=True)
+    if as_json:
+        emit([row.to_json() for row in rows])
+    else:
+        _show(render.open_console(), rows)
+    if not all(row.passed for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _show(console: Console, rows: Iterable[Row]) -> None:
     """Print each cost beside its limit, and others' beside ours."""
     lines: list[list[render.Cell]] = [
         [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of `archkey bench peers`."""
+"""`archkey bench peers`: the libraries that can be measured beside archkey, and their checks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,46 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
 from rich.text import Text
 
 from archkey.cli import render
+from archkey.cli.output import emit
 
 if TYPE_CHECKING:
+    from archkey.bench.asker import Terms
     from archkey.bench.peers import Route
 
-__all__ = ["checked", "show"]
+__all__ = ["run"]
 
 _STYLES = {"installed": "green", "not installed": "dim", "broken": "red"}
 
 
-def checked(found: Iterable[tuple[Route, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+def run(terms: Terms, wanted: Sequence[str], check: bool, as_json: bool) -> None:
+    """Show the peers called `wanted`, none named: all. With `check`, exit 1 if one is not right."""
+    from archkey.bench.asked import check_peers
+    from archkey.bench.asker import Asker
+    from archkey.bench.peers import PEERS
+    from archkey.bench.run import checks, standings
+
+    check_peers(wanted)
+    known = {peer.name: peer for peer in PEERS}
+    with Asker(terms) as asker:
+        rows = [row for row in standings(asker) if not wanted or row["name"] in wanted]
+        if check:
+            for row in rows:
+                here = row["state"] == "installed"
+                row["checks"] = _checked(checks(asker, known[row["name"]])) if here else []
+    if as_json:
+        emit(rows)
+    else:
+        _show(rows)
+    cases = [case for row in rows for route in row.get("checks", ()) for case in route["cases"]]
+    if any(case["status"] in ("wrong", "failed") for case in cases):
+        raise click.exceptions.Exit(1)
+
+
+def _checked(found: Iterable[tuple[Route, list[dict[str, Any]]]]) -> list[dict[str, Any]]:
     """The routes of a peer with what came of them, each named on stderr as soon as it is known."""
     console = render.open_console(stderr=True)
     rows = []
@@ -29,7 +56,7 @@ def checked(found: Iterable[tuple[Route, list[dict[str, Any]]]]) -> list[dict[st
     return rows
 
 
-def show(rows: Sequence[Mapping[str, Any]]) -> None:
+def _show(rows: Sequence[Mapping[str, Any]]) -> None:
     """Every peer: state, versions, what it computes, how to install it, and its checks."""
     console = render.open_console()
     render.table(console, ("peer", "state"), [_line(row) for row in rows], airy=True)

@@ -26,7 +26,7 @@ from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "poison_outputs", "torch_device", "truth_of"]
+__all__ = ["Result", "judge", "maker_of", "torch_device", "truth_of", "written"]
 
 M = TypeVar("M", bound=Maker)
 
@@ -80,40 +80,41 @@ class _Tap:
         plan = self._session.plan(problem, kernel=self._kernel)
         self.decision = plan.decision
         operator = self._session.operators[problem.operator]
-        names = (*operator.inputs, *operator.outputs)
 
         def tapped(*arguments: Any) -> None:
             inputs = arguments[: len(operator.inputs)]
             outputs = arguments[len(operator.inputs) :]
             truth = truth_of(operator, inputs)
-            written = self._run(plan.run, names, arguments, len(outputs))
+            found = self._run(operator, plan.run, arguments)
             fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
-            for name, out, new, want in zip(operator.outputs, outputs, written, truth, strict=True):
+            for name, out, want in zip(operator.outputs, outputs, truth, strict=True):
                 if out is not None:
                     allowed = bound(operator.name, name, out.dtype, self._level, fp8).value
-                    self.errors.append((distance(new, want, name), allowed, name))
-                    out.copy_(new)
+                    self.errors.append((distance(found[name], want, name), allowed, name))
+                    out.copy_(found[name])
 
         return tapped
 
     def _run(
-        self, run: Callable[..., None], names: tuple[str, ...], arguments: Any, outputs: int
-    ) -> list[Any]:
+        self, operator: Operator, run: Callable[..., None], arguments: Sequence[Any]
+    ) -> dict[str, torch.Tensor]:
         """The outputs of `run`, as often as asked for: the bits must be the same every time."""
-        first: list[Any] = []
+        names = (*operator.inputs, *operator.outputs)
+        first: dict[str, torch.Tensor] = {}
         for _ in range(self._runs):
-            guarded = Guarded(names, arguments, outputs)
-            inputs = guarded.arguments[: len(arguments) - outputs]
-            written = guarded.arguments[len(arguments) - outputs :]
-            poison_outputs(inputs, written)
-            guarded.watch()
-            self.seconds = _timed(run, guarded.arguments)
+            guarded = Guarded(names, arguments, len(operator.outputs))
+
+            def watched(*moved: Any, guarded: Guarded = guarded) -> None:
+                guarded.watch()
+                self.seconds = _timed(run, moved)
+
+            found = written(operator, watched, guarded.arguments)
             if fault := guarded.trespass():
                 raise Fault(fault)
-            for name, one, other in zip(names[-outputs:], first, written, strict=False):
-                if one is not None and not _same_bits(one, other):
+            for name, one in first.items():
+                if not _same_bits(one, found[name]):
                     raise Fault(f"two runs on the same inputs differ in {name}")
-            first = first or written
+            first = first or found
         return first
 
 
@@ -202,14 +203,26 @@ def torch_device(session: Session) -> str:
     return f"{kind}:{device.index}"
 
 
-def poison_outputs(inputs: list[Any], outputs: list[Any]) -> None:
-    """Fill outputs with NaN, so that what is not written shows; those that are inputs stay."""
+def written(
+    operator: Operator, run: Callable[..., None], arguments: Sequence[Any]
+) -> dict[str, torch.Tensor]:
+    """Run a kernel once, and give its outputs by name; those that nobody asked for are absent.
+
+    They start as NaN, so that what is not written shows; those that are inputs too start as such.
+    """
+    count = len(operator.inputs)
     read = {
-        t.untyped_storage().data_ptr() for t in inputs if isinstance(t, torch.Tensor) and t.numel()
+        value.untyped_storage().data_ptr()
+        for value in arguments[:count]
+        if isinstance(value, torch.Tensor) and value.numel()
     }
-    for out in outputs:
-        if out is not None and out.untyped_storage().data_ptr() not in read:
+    named = zip(operator.outputs, arguments[count:], strict=True)
+    outputs = {name: out for name, out in named if out is not None}
+    for out in outputs.values():
+        if out.untyped_storage().data_ptr() not in read:
             poison(out)
+    run(*arguments)
+    return outputs
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -221,7 +234,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     return torch.equal(one.view(kind), other.view(kind))
 
 
-def _timed(run: Callable[..., None], arguments: list[Any]) -> float:
+def _timed(run: Callable[..., None], arguments: Sequence[Any]) -> float:
     """Seconds of one run, up to the end of the device's work."""
     away = any(isinstance(a, torch.Tensor) and a.device.type != "cpu" for a in arguments)
     if away:

@@ -14,7 +14,7 @@ from archkey.bench.results import Timing
 from archkey.bench.tune.samples import Sample
 from archkey.bench.tune.search import Outcome
 from archkey.bench.workload import Supply
-from archkey.conformance.judge import maker_of, poison_outputs
+from archkey.conformance.judge import maker_of, written
 from archkey.conformance.machine_code import expectations, judge_code, read
 from archkey.errors import ArchkeyError, describe
 from archkey.kernel import Kernel
@@ -69,6 +69,9 @@ class Rig:
                 f"--workload ({describe(error, 200)})"
             ) from error
 
+        def once(run: Callable[..., None]) -> dict[str, torch.Tensor]:
+            return written(self._session.operators[name], run, self._arguments(sample, 0))
+
         def outcome(values: Any) -> Outcome:
             self._answers()
             plan = self.plan(sample, values, row.spills)
@@ -78,7 +81,7 @@ class Rig:
             calls = [lambda one=one: run(*one) for one in sets]
             try:
                 with torch.inference_mode():
-                    verdict = self._judge(name, truth, self._written(sample, run), peer=False)
+                    verdict = self._judge(name, truth, once(run), peer=False)
                     if verdict.passed:
                         return Outcome("timed", timing=self._time(calls))
             except Exception as error:  # a candidate may raise anything, and the next one is tried
@@ -91,16 +94,6 @@ class Rig:
     def _arguments(self, sample: Sample, seed: int) -> tuple[Any, ...]:
         inputs = sample.inputs(maker_of(self._session, seed, Supply))
         return gate.hear(self._session, sample.kernel.operator, inputs)[1]
-
-    def _written(self, sample: Sample, run: Callable[..., None]) -> dict[str, torch.Tensor]:
-        """The outputs of one run on the inputs of the truth; what is not written shows."""
-        operator = self._session.operators[sample.kernel.operator]
-        arguments, count = list(self._arguments(sample, 0)), len(operator.inputs)
-        inputs, outputs = arguments[:count], arguments[count:]
-        poison_outputs(inputs, outputs)
-        run(*arguments)
-        named = zip(operator.outputs, outputs, strict=True)
-        return {name: out for name, out in named if out is not None}
 
     def plan(self, sample: Sample, values: Any, spills: int) -> Plan | str:
         """The kernel with these numbers, or why there is none."""
