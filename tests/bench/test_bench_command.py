@@ -162,6 +162,7 @@ def test_the_list_for_a_script(options: tuple[str, ...], names: list[str]) -> No
         (("rmsnorm", "-w", "small-tp1-t65", "--list"), "did you mean 'small-tp1-t64'"),
         (("rmsnorm", "--quick", "-w", "*-t64", "--list"), "unknown workload '*-t64'"),
         (("rmsnorm", "-p", "made-upp", *SHORT), "unknown peer 'made-upp'; did you mean 'made-up'"),
+        (("rmsnorm", "-p", "made-up:rigt", *SHORT), "did you mean 'made-up:right'"),
         (("rmsnorm", "--skip", "absnt", *SHORT), "unknown peer 'absnt'; did you mean 'absent'"),
         (("rmsnorm", "-k", "torh", *SHORT), "unknown kernel 'torh'; did you mean 'cpu:torch'"),
         (("peers", "-p", "brokn", *SHORT), "unknown peer 'brokn'; did you mean 'broken'"),
@@ -399,8 +400,9 @@ def test_resume_begins_where_there_is_nothing(desk: Desk, tmp_path: Path) -> Non
         (lambda d: d["machine"].clear(), "another card: unknown card"),
         (lambda d: d["versions"].update(torch="1.0"), "another version of torch: 1.0, here it is"),
         (lambda d: d["versions"].pop("archkey"), "another version of archkey: None"),
+        (lambda d: d["settings"].update(seed=7), "another seed: 7, here it is 3"),
     ],
-    ids=["card", "unknown card", "torch", "archkey"],
+    ids=["card", "unknown card", "torch", "archkey", "seed"],
 )
 def test_results_of_other_surroundings_are_not_resumed(
     desk: Desk, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str

@@ -36,7 +36,7 @@ def test_a_row_says_ours_its_bound_and_the_best_peer() -> None:
     (row,) = cells(performance(found))
     assert row == [
         *("`rmsnorm`", "DeepSeek-V3 TP1, t64", "triton", "25.0", "73%"),
-        *("FlashInfer fa3", "50.0", "0.50"),
+        *("FlashInfer fa3", "50.0", "2"),
     ]
 
 

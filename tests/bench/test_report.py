@@ -141,7 +141,7 @@ def test_it_says_what_is_missing() -> None:
 # ---- the model
 
 
-def test_who_leads_is_decided_beyond_five_percent() -> None:
+def test_who_leads_is_decided_beyond_noise() -> None:
     document = sample.interrupted()
     entries_ = document["workloads"][0]["entries"]
     ours = next(e for e in entries_ if e["entrant"] == OURS)
@@ -151,9 +151,10 @@ def test_who_leads_is_decided_beyond_five_percent() -> None:
         (104, "level"),
         (100, "level"),
         (96, "level"),
-        (95, "behind"),
+        (95, "behind"),  # 300 us are 5.3 % above it
     ):
-        ours["us"], peer["us"] = 20.0, 0.2 * us
+        ours |= {"us": 300.0, "low": 300.0, "high": 300.0}
+        peer |= {"us": 3.0 * us, "low": 3.0 * us, "high": 3.0 * us}
         for other in entries_:
             if other not in (ours, peer) and "us" in other:
                 other["us"] = 1e6

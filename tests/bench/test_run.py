@@ -13,7 +13,7 @@ from archkey.bench import results, run
 from archkey.bench.asked import Asked
 from archkey.bench.asker import Asker, Terms
 from archkey.bench.document import new
-from archkey.bench.measure import Bench, route_name
+from archkey.bench.measure import Bench
 from archkey.bench.peers import PEERS as SHIPPED
 from archkey.conformance.process import Ended
 from archkey.errors import ArchkeyError
@@ -178,7 +178,7 @@ def test_a_document_in_memory_is_what_will_be_read(asked: Asked, tmp_path: Path)
 
 
 def test_names_of_entrants_are_unique() -> None:
-    names = [(r.operator, route_name(p, r)) for p in SHIPPED for r in p.routes]
+    names = [(r.operator, p.entrant(r)) for p in SHIPPED for r in p.routes]
     assert len(names) == len(set(names))
     for name in {peer.name for peer in SHIPPED}:
         assert name != results.OURS and ":" not in name

@@ -40,9 +40,11 @@ class Asked:
         }
 
 
-def check_peers(names: Iterable[str]) -> None:
-    """UnknownName if one of `names` is no peer's."""
+def check_peers(names: Iterable[str], *, routes: bool = True) -> None:
+    """UnknownName if one of `names` is no peer's, nor, with `routes`, an entrant of one."""
     known = {peer.name for peer in peers.PEERS}
+    if routes:
+        known |= {peer.entrant(route) for peer in peers.PEERS for route in peer.routes}
     for name in names:
         if name not in known:
             raise UnknownName("peer", name, known)

@@ -68,6 +68,10 @@ def resumed(document: dict[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any
             (f"version of {name}", document["versions"].get(name), version)
             for name, version in fresh["versions"].items()
         ),
+        *(
+            (name, document["settings"].get(name), fresh["settings"][name])
+            for name in ("seed", "samples", "seconds")
+        ),
     ):
         if then != now:
             raise RecordError(

@@ -21,7 +21,7 @@ _COLUMNS = (
     ("of bound", "---:"),
     ("best peer", "---"),
     ("us", "---:"),
-    ("ours / peer", "---:"),
+    ("peer / ours", "---:"),
 )
 
 
@@ -59,7 +59,7 @@ def _cells(workload: Mapping[str, Any], titles: Mapping[str, str], target: str) 
         return [*cells, "none", "-", "-"]
     peer, theirs = best
     name, _, label = peer.entrant.partition(":")
-    ratio = f"{time.us / theirs.us:.2f}" if time else "-"
+    ratio = f"{theirs.us / time.us:.2g}" if time else "-"
     events = "(events)" if theirs.method == "events" else ""
     told = " ".join(filter(None, (titles.get(name, name), label, events)))
     return [*cells, told, _us(theirs.us), ratio]

@@ -28,7 +28,7 @@ from archkey.probe import Device
 from archkey.session import Session
 from archkey.session import open as open_session
 
-__all__ = ["Bench", "entrants_of", "route_name"]
+__all__ = ["Bench", "entrants_of"]
 
 _SETS = ((4 << 30, 1), (1 << 30, 2), (0, 4))
 """Sets of inputs that rotate, by the bytes of one: one set of gigabytes sweeps the cache itself."""
@@ -37,15 +37,10 @@ _ENOUGH = 4
 """Inputs that a checked route has to get right: each one may compile and tune for minutes."""
 
 
-def route_name(peer: peers.Peer, route: peers.Route) -> str:
-    """What the entrant is called."""
-    return f"{peer.name}:{route.label}" if route.label else peer.name
-
-
 def entrants_of(operator: str) -> dict[str, tuple[peers.Peer, peers.Route]]:
     """Every route of a peer for `operator`, by the entrant's name."""
     return {
-        route_name(peer, route): (peer, route)
+        peer.entrant(route): (peer, route)
         for peer in peers.PEERS
         for route in peer.routes
         if route.operator == operator

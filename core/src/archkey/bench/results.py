@@ -75,6 +75,7 @@ class Entry:
                says which one it is
     tflops, gbs  the workload's cost over the time
     of_bound   the bound over the time: 1 is the machine's limit
+    ratio      its time over that of archkey's own kernel: above 1, archkey is faster
     how        what a reader of the time must know
     """
 
@@ -90,6 +91,7 @@ class Entry:
     tflops: float | None = None
     gbs: float | None = None
     of_bound: float | None = None
+    ratio: float | None = None
     how: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -102,9 +104,10 @@ class Entry:
     def from_json(cls, row: Mapping[str, Any]) -> Entry:
         """The entry that `to_json` wrote."""
         names = Timing.__dataclass_fields__
-        timing = Timing(**{n: row[n] for n in names}) if "us" in row else None
-        own = {n: row[n] for n in cls.__dataclass_fields__ if n != "timing"}
-        return cls(**own, timing=timing)
+        timing = Timing(**{n: row[n] for n in names if n in row}) if "us" in row else None
+        later = {"timing", "ratio"}
+        own = {n: row[n] for n in cls.__dataclass_fields__ if n not in later}
+        return cls(**own, timing=timing, ratio=row.get("ratio"))
 
 
 def entries(document: Mapping[str, Any]) -> Iterator[tuple[dict[str, Any], Entry]]:

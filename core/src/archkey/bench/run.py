@@ -14,8 +14,9 @@ from archkey.bench import peers
 from archkey.bench.asked import Asked
 from archkey.bench.asker import Asker
 from archkey.bench.ceilings import bound
-from archkey.bench.measure import entrants_of, route_name
+from archkey.bench.measure import entrants_of
 from archkey.bench.peers import Peer, Route
+from archkey.bench.place import beside
 from archkey.bench.results import OURS, Entry
 from archkey.bench.workload import Cost, Workload
 from archkey.conformance.process import Ended
@@ -41,7 +42,7 @@ def checks(asker: Asker, peer: Peer) -> Iterator[tuple[Route, list[dict[str, Any
     """Each route of an installed peer on small inputs: what came of each case."""
     for route in peer.routes:
         try:
-            question = {"operator": route.operator, "entrant": route_name(peer, route)}
+            question = {"operator": route.operator, "entrant": peer.entrant(route)}
             yield route, asker.ask("check", peers_too=True, **question)["check"]
         except Ended as end:
             yield route, [{"case": "", "status": "failed", "reason": str(end)}]
@@ -81,7 +82,8 @@ def run(
             known = {found["entrant"]: found for found in row["entries"]}
             if known.get(entrant, {}).get("status") not in _SETTLED:
                 entry = _rated(_entry(asker, workload, entrant, document["peers"]), row)
-                row["entries"] = [*({**known, entrant: entry.to_json()}.values())]
+                listed = {**known, entrant: entry.to_json()}.values()
+                row["entries"] = [e.to_json() for e in beside(map(Entry.from_json, listed))]
     yield "ceilings"
     _take_ceilings(document, asker, "end")
     document["complete"] = True

@@ -206,7 +206,7 @@ def _measure(
     from archkey.cli.coverage import rows
     from archkey.session import open as open_session
 
-    check_peers(name.partition(":")[0] for name in (*(asked.only or ()), *asked.without))
+    check_peers((*(asked.only or ()), *asked.without))
     more = kernels(open_session(terms.device), names, {workload.operator for workload in chosen})
     found = document.new(terms, {"workloads": len(chosen), **asked.to_json()})
     if resume and path.exists():

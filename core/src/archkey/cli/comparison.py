@@ -111,7 +111,7 @@ def _shifts(console: Console, comparison: Comparison) -> None:
     for shift in comparison.shifts:
         style = {"ahead": "green", "behind": "red"}.get(shift.new.standing, "")
         cells = [
-            f"{place.standing}, {place.ratio:.2f} of {place.peer}"
+            f"{place.standing}: {place.peer} takes {place.ratio:.2f} of our time"
             for place in (shift.old, shift.new)
         ]
         where = _where(shift.operator, shift.workload)

@@ -29,7 +29,7 @@ def run(terms: Terms, wanted: Sequence[str], check: bool, as_json: bool) -> None
     from archkey.bench.peers import PEERS
     from archkey.bench.run import checks, standings
 
-    check_peers(wanted)
+    check_peers(wanted, routes=False)
     known = {peer.name: peer for peer in PEERS}
     with Asker(terms) as asker:
         rows = [row for row in standings(asker) if not wanted or row["name"] in wanted]

@@ -44,3 +44,7 @@ class Peer:
     install: str
     home: str
     routes: tuple[Route, ...]
+
+    def entrant(self, route: Route) -> str:
+        """What takes part under this route is called: "flashinfer:fa3", or the peer's name."""
+        return f"{self.name}:{route.label}" if route.label else self.name

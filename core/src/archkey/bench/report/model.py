@@ -11,14 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from archkey.bench.place import beside, is_ours, place_of
 from archkey.bench.results import OURS, Entry
 from archkey.errors import RecordError
 
-__all__ = ["LEVEL", "Glance", "Line", "OperatorView", "Tally", "View", "WorkloadView", "view"]
-
-LEVEL = 1.05
-"""Factor below which two times are level: between two machines of one kind medians differ by 4 %
-at the 90th percentile, so that a smaller difference says nothing."""
+__all__ = ["Glance", "Line", "OperatorView", "Tally", "View", "WorkloadView", "view"]
 
 VERDICTS = ("ahead", "level", "behind", "no peer", "not timed")
 
@@ -27,13 +24,16 @@ VERDICTS = ("ahead", "level", "behind", "no peer", "not timed")
 class Line:
     """An entrant at a workload.
 
-    mark   its number in `View.entrants`: which symbol and colour it has on the whole page
-    ratio  its time over archkey's; None where either has none
+    mark  its number in `View.entrants`: which symbol and colour it has on the whole page
     """
 
     entry: Entry
     mark: int
-    ratio: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Its time over archkey's; None where either has none."""
+        return self.entry.ratio
 
     @property
     def ours(self) -> bool:
@@ -43,7 +43,7 @@ class Line:
     @property
     def peer(self) -> bool:
         """Whether it is another library's: "archkey:KERNEL" is a further kernel of ours."""
-        return self.entry.entrant.partition(":")[0] != OURS
+        return not is_ours(self.entry.entrant)
 
     @property
     def us(self) -> float:
@@ -105,11 +105,8 @@ class WorkloadView:
         """One of VERDICTS."""
         if not self.ours or not self.ours.entry.timing:
             return "not timed"
-        if self.ratio is None:
-            return "no peer"
-        if self.ratio > LEVEL:
-            return "ahead"
-        return "behind" if self.ratio < 1 / LEVEL else "level"
+        place = place_of(self.data)
+        return place.standing if place else "no peer"
 
 
 @dataclass(frozen=True)
@@ -268,12 +265,8 @@ def _operator(
 def _workload(number: int, row: Mapping[str, Any], marks: Mapping[str, int]) -> WorkloadView:
     for key in ("name", "title", "problem", "flops", "bytes", "bound_us", "bound_by", "explained"):
         row[key]
-    entries = [Entry.from_json(entry) for entry in row["entries"]]
-    ours = next((e.timing.us for e in entries if e.entrant == OURS and e.timing), None)
-    lines = [
-        Line(e, marks[e.entrant], e.timing.us / ours if e.timing and ours else None)
-        for e in entries
-    ]
+    entries = beside(Entry.from_json(entry) for entry in row["entries"])
+    lines = [Line(entry, marks[entry.entrant]) for entry in entries]
     lines.sort(key=lambda line: (line.us, not line.ours, line.mark))
     return WorkloadView(number, f"{row['operator']}-{number}", row, tuple(lines))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from archkey.bench.report import bars, marks, numbers
-from archkey.bench.report.model import LEVEL, VERDICTS, View, view
+from archkey.bench.report.model import VERDICTS, View, view
 from archkey.conformance.levels import Level
 from archkey.errors import ArchkeyError
 
@@ -66,7 +66,6 @@ def render(document: Mapping[str, Any]) -> str:
         levels=[level.value for level in Level],
         glyphs=GLYPHS,
         states=STATES,
-        level_percent=round((LEVEL - 1) * 100),
         css=markupsafe.Markup((FOLDER / "page.css").read_text("utf-8")),
     )
 
