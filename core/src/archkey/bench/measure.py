@@ -18,7 +18,8 @@ from archkey.bench import peers
 from archkey.bench.clock import Clock
 from archkey.bench.entrant import Bound, NotServed
 from archkey.bench.gate import Truth, Verdict, compare, listen, soil
-from archkey.bench.results import OURS, Entry
+from archkey.bench.place import is_ours
+from archkey.bench.results import Entry
 from archkey.bench.workload import Supply, Workload, cost_of, workloads_of
 from archkey.conformance.cases import cases_of
 from archkey.conformance.judge import maker_of, torch_device, written
@@ -92,7 +93,7 @@ class Bench:
                 torch.cuda.empty_cache()
 
     def _timed(self, workload: Workload, entrant: str) -> Entry:
-        peer = not (entrant == OURS or entrant.startswith(f"{OURS}:"))
+        peer = not is_ours(entrant)
         truth = self._true(workload)
         bind = self._binder(workload.operator, entrant)
         inputs = self._inputs(workload, 0)
@@ -174,7 +175,7 @@ class Bench:
         return row
 
     def _binder(self, operator: str, entrant: str) -> Callable[[Mapping[str, Any]], Bound]:
-        if entrant == OURS or entrant.startswith(f"{OURS}:"):
+        if is_ours(entrant):
             session = self._session(operator, entrant)
             return lambda inputs: _bind_ours(session, operator, inputs)
         known = entrants_of(operator)

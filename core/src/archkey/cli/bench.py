@@ -229,7 +229,8 @@ def _tell(
 ) -> None:
     """The results, and what moved since `before`; exit 1 if a kernel of ours is not right."""
     from archkey.bench.compare import compare
-    from archkey.bench.results import OURS, entries
+    from archkey.bench.place import is_ours
+    from archkey.bench.results import entries
 
     moved = compare(before, document) if before else None
     if as_json:
@@ -243,7 +244,7 @@ def _tell(
         if moved:
             comparison.show(console, moved)
         console.print(f"results: {path}")
-    ours = [e for _, e in entries(document) if e.entrant.partition(":")[0] == OURS]
+    ours = [e for _, e in entries(document) if is_ours(e.entrant)]
     if not document["complete"]:
         raise click.exceptions.Exit(130)
     if any(entry.status in ("wrong", "failed") for entry in ours):
