@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.bench import sample
 
+from archkey.bench.markdown import performance
 from archkey.bench.report import numbers
 from archkey.bench.report.model import view
 from archkey.bench.report.page import render
@@ -50,6 +51,22 @@ def test_json_is_the_overview(results: Path) -> None:
         "verdict": "ahead", "mean_ratio": rows[0]["mean_ratio"],
         "tally": {"ahead": 1, "level": 7},
     }  # fmt: skip
+
+
+def test_markdown_is_the_readmes_table_of_all_calls(results: Path) -> None:
+    printed = run("report", results, "--markdown").stdout
+    assert printed.strip() == performance(sample.full(), quick=False)
+    titles = {workload["title"] for workload in sample.full()["workloads"]}
+    assert len(titles) > 20 and all(title in printed for title in titles)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--terminal", "--markdown"), ("--markdown", "--json"), ("--markdown", "-o", "page.html")],
+    ids=" ".join,
+)
+def test_forms_exclude_each_other(results: Path, options: tuple[str, ...]) -> None:
+    assert "--" in run("report", results, *options, code=2).output
 
 
 @pytest.mark.parametrize("columns", [80, 140])

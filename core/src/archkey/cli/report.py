@@ -22,13 +22,16 @@ __all__ = ["command"]
     help="Where the page goes; by default report.html beside the results.",
 )
 @click.option("--terminal", is_flag=True, help="Print them here instead.")
+@click.option("--markdown", is_flag=True, help="Print a table for a README instead.")
 @json_option
-def command(results: Path, output: Path | None, terminal: bool, as_json: bool) -> None:
+def command(
+    results: Path, output: Path | None, terminal: bool, markdown: bool, as_json: bool
+) -> None:
     """Show what `archkey bench` wrote to RESULTS as one HTML page, or in the terminal.
 
     The page loads nothing: it can be mailed, and read offline. It needs matplotlib and jinja2
-    (pip install 'archkey[report]'); --terminal and --json do without. --json prints a line per
-    operator: archkey's time, its share of the bound, the best peer and its time over archkey's.
+    (pip install 'archkey[report]'); the other forms do without. --json prints a line per operator:
+    archkey's time, its share of the bound, the best peer and its time over archkey's.
 
     \b
     archkey report results.json
@@ -38,13 +41,19 @@ def command(results: Path, output: Path | None, terminal: bool, as_json: bool) -
     """
     from archkey.bench.results import read
 
-    if output and (terminal or as_json):
-        raise click.UsageError("--output is for the page; leave out --terminal and --json.")
+    if terminal + markdown + as_json > 1:
+        raise click.UsageError("choose one of --terminal, --markdown and --json.")
+    if output and (terminal or markdown or as_json):
+        raise click.UsageError("--output is for the page; leave it out with the other forms.")
     document = read(results)
     if as_json:
         from archkey.bench.report.model import view
 
         emit([operator.glance.to_json() for operator in view(document).operators])
+    elif markdown:
+        from archkey.bench.markdown import performance
+
+        click.echo(performance(document, quick=False))
     elif terminal:
         from archkey.cli.render import open_console
         from archkey.cli.summary import show_summary
