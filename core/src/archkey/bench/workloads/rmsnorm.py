@@ -25,6 +25,7 @@ _HIDDEN = (
     ("GLM-5", 6144, 0.0),
     ("Qwen3.5-397B", 4096, 1.0),
     ("Kimi-Linear", 2304, 0.0),
+    ("Llama-3.1-405B", 16384, 0.0),
 )
 
 # Model, q_lora and kv_lora; 64 rope columns stand behind them in the row.
@@ -51,6 +52,13 @@ def _heads() -> Iterator[Workload]:
             yield Workload("rmsnorm", "Qwen3.5-397B", tp, f"t{short(tokens)}", inputs, about)
 
 
+def _latent_alone() -> Iterator[Workload]:
+    """The norm of kv_a by itself, as an engine calls it that does not fuse the two."""
+    for tokens in TOKENS[1::2]:
+        inputs = Norm(tokens, 512, lay="slice")
+        yield Workload("rmsnorm", "DeepSeek-V3", 1, f"t{short(tokens)}", inputs, "kv 512 alone")
+
+
 def _latents() -> Iterator[Workload]:
     for model, q, kv in _LATENTS:
         halves = f"q {q} and kv {kv}" if q else f"kv {kv}"
@@ -61,7 +69,7 @@ def _latents() -> Iterator[Workload]:
             yield Workload("fused_qk_rmsnorm", model, 1, f"t{short(tokens)}", inputs, about, quick)
 
 
-WORKLOADS = (*_hidden(), *_heads(), *_latents())
+WORKLOADS = (*_hidden(), *_heads(), *_latent_alone(), *_latents())
 
 
 def _norm(call: Mapping[str, Any]) -> Cost:
