@@ -35,26 +35,26 @@ def test_a_row_says_ours_its_bound_and_the_best_peer() -> None:
     )
     (row,) = cells(performance(found))
     assert row == [
-        *("`rmsnorm`", "DeepSeek-V3 TP1, t64", "triton", "25.0", "73%"),
-        *("FlashInfer fa3", "50.0", "2"),
+        *("`rmsnorm`", "DeepSeek-V3 TP1, t64", "triton", "25.0", "73 %"),
+        *("FlashInfer fa3", "50.0", "2.00×"),
     ]
 
 
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ([timed(OURS, 1234.5, kernel="cpu:torch", degraded=True)], ["torch*", "1234", "50%"]),
-        ([timed(OURS, 9.0, kernel="cuda_sm90.acme:wide")], ["cuda_sm90.acme:wide", "9.0", "50%"]),
-        ([timed(OURS, 9.0, kernel="a:b", of_bound=None)], ["a:b", "9.0", "-"]),
-        ([untimed(OURS, "wrong")], ["**wrong**", "-", "-"]),
-        ([untimed(OURS, "failed")], ["**failed**", "-", "-"]),
-        ([], ["not measured", "-", "-"]),
+        ([timed(OURS, 1234.5, kernel="cpu:torch", degraded=True)], ["torch*", "1,234", "50 %"]),
+        ([timed(OURS, 9.0, kernel="cuda_sm90.acme:wide")], ["cuda_sm90.acme:wide", "9.00", "50 %"]),
+        ([timed(OURS, 9.0, kernel="a:b", of_bound=None)], ["a:b", "9.00", "–"]),
+        ([untimed(OURS, "wrong")], ["**wrong**", "–", "–"]),
+        ([untimed(OURS, "failed")], ["**failed**", "–", "–"]),
+        ([], ["not measured", "–", "–"]),
     ],
 )
 def test_ours_where_there_is_no_peer(entries: list[dict[str, Any]], expected: list[str]) -> None:
     text = performance(document(workload(*entries)))
     (row,) = cells(text)
-    assert row[2:] == [*expected, "none", "-", "-"]
+    assert row[2:] == [*expected, "none", "–", "–"]
     assert ("last resort" in text) == (expected[0] == "torch*")
 
 
@@ -62,7 +62,7 @@ def test_a_peer_beside_ours_without_a_time_has_no_ratio() -> None:
     found = document(workload(untimed(OURS, "wrong"), timed("fla", timing(9, method="events"))))
     text = performance(found)
     (row,) = cells(text)
-    assert row[5:] == ["fla (events)", "9.0", "-"] and "launched one by one" in text
+    assert row[5:] == ["fla (events)", "9.00", "–"] and "launched one by one" in text
 
 
 def test_only_the_quick_ones_unless_all_are_asked_for() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.bench import sample
 
-from archkey.bench.report import bars, marks, numbers
+from archkey.bench import numbers
+from archkey.bench.report import bars, marks
 from archkey.bench.report.model import view
 from archkey.bench.report.page import render
 from archkey.bench.results import OURS, entries

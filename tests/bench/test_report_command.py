@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.bench import sample
 
+from archkey.bench import numbers
 from archkey.bench.markdown import performance
-from archkey.bench.report import numbers
 from archkey.bench.report.model import view
 from archkey.bench.report.page import render
 from archkey.bench.results import entries, write

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from archkey.bench import surroundings
-from archkey.bench.place import best_peer
+from archkey.bench import numbers, surroundings
+from archkey.bench.place import beside, best_peer
 from archkey.bench.results import OURS, Entry
 from archkey.explain import short_name
 
@@ -48,21 +48,20 @@ def _row(cells: list[str]) -> str:
 
 
 def _cells(workload: Mapping[str, Any], titles: Mapping[str, str], target: str) -> list[str]:
-    entries = [Entry.from_json(row) for row in workload["entries"]]
+    entries = beside(Entry.from_json(row) for row in workload["entries"])
     ours = next((e for e in entries if e.entrant == OURS), None)
     best = best_peer(entries)
     cells = [f"`{workload['operator']}`", workload["title"], _ours(ours, target)]
     time = ours.timing if ours else None
     share = ours.of_bound if ours and ours.of_bound is not None else None
-    cells += [_us(time.us) if time else "-", "-" if share is None else f"{share:.0%}"]
+    cells += [numbers.time(time.us if time else None), numbers.percent(share)]
     if best is None:
-        return [*cells, "none", "-", "-"]
+        return [*cells, "none", numbers.NOTHING, numbers.NOTHING]
     peer, theirs = best
     name, _, label = peer.entrant.partition(":")
-    ratio = f"{theirs.us / time.us:.2g}" if time else "-"
     events = "(events)" if theirs.method == "events" else ""
     told = " ".join(filter(None, (titles.get(name, name), label, events)))
-    return [*cells, told, _us(theirs.us), ratio]
+    return [*cells, told, numbers.time(theirs.us), numbers.ratio(peer.ratio)]
 
 
 def _ours(ours: Entry | None, target: str) -> str:
@@ -73,10 +72,6 @@ def _ours(ours: Entry | None, target: str) -> str:
     if ours.timing is None:
         return f"{kernel} **{ours.status}**".strip()
     return f"{kernel} (events)" if ours.timing.method == "events" else kernel
-
-
-def _us(us: float) -> str:
-    return f"{us:.1f}" if us < 100 else f"{us:.0f}"
 
 
 def _provenance(
@@ -90,7 +85,11 @@ def _provenance(
     yield ", ".join([document["started"][:10], *with_, *driver])
     peers = [_peer(peer) for peer in document["peers"] if peer["state"] == "installed"]
     yield "peers: " + (", ".join(peers) or "none was installed")
-    rates = [_rate(row) for row in document["ceilings"] if row.get("start")]
+    rates = [
+        f"{row['name']} {numbers.big(row['start'], row['unit'])}"
+        for row in document["ceilings"]
+        if row.get("start")
+    ]
     if rates:
         yield "bounds from ceilings measured in the run: " + ", ".join(rates)
     entries = [Entry.from_json(row) for w in listed for row in w["entries"]]
@@ -98,7 +97,7 @@ def _provenance(
     if timings:
         fewest, most = min(t.samples for t in timings), max(t.samples for t in timings)
         number = str(most) if fewest == most else f"{fewest} to {most}"
-        yield f"medians of {number} samples each; under 5 % is equal between machines"
+        yield f"medians of {number} samples; under 5 %, or 12 % below 200 us, is noise between runs"
     if any(e.degraded for e in entries):
         yield "`*`: the torch reference, the last resort where there is no kernel"
     if any(t.method == "events" for t in timings):
@@ -113,10 +112,3 @@ def _peer(peer: Mapping[str, Any]) -> str:
     versions = [f"{name} {v}" for name, v in (peer.get("versions") or {}).items() if v]
     title = peer.get("title") or peer["name"]
     return f"{title} ({', '.join(versions)})" if versions else str(title)
-
-
-def _rate(ceiling: Mapping[str, Any]) -> str:
-    value, unit = ceiling["start"], ceiling["unit"]
-    if unit == "us":
-        return f"{ceiling['name']} {value:.1f} us"
-    return f"{ceiling['name']} {value / 1e12:.{2 if value < 1e13 else 0}f} T{unit}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from archkey.bench.report import numbers
+from archkey.bench import numbers
 from archkey.bench.report.model import Line, OperatorView, Tally, View, WorkloadView
 
 __all__ = ["Block", "Table", "blocks"]

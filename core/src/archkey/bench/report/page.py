@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from archkey.bench.report import bars, marks, numbers
+from archkey.bench import numbers
+from archkey.bench.report import bars, marks
 from archkey.bench.report.model import VERDICTS, View, view
 from archkey.conformance.levels import Level
 from archkey.errors import ArchkeyError

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from archkey.bench.report import marks, numbers
+from archkey.bench import numbers
+from archkey.bench.report import marks
 from archkey.bench.report.model import OperatorView
 
 if TYPE_CHECKING:
