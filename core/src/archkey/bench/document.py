@@ -15,7 +15,6 @@ from archkey.bench.asker import Terms
 from archkey.bench.results import FORMAT
 from archkey.errors import RecordError
 from archkey.locate import find_device
-from archkey.probe import Device
 from archkey.requirements import installed_versions
 
 __all__ = ["new", "resumed"]
@@ -29,7 +28,7 @@ def new(terms: Terms, settings: Mapping[str, Any]) -> dict[str, Any]:
         "complete": False,
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "archkey": __version__,
-        "machine": {"device": _card(device), "host": _host()},
+        "machine": {"device": device.kind_to_json(), "host": _host()},
         "versions": {
             **installed_versions(["archkey", "torch", "triton", "numpy"]),
             "python": platform.python_version(),
@@ -40,11 +39,6 @@ def new(terms: Terms, settings: Mapping[str, Any]) -> dict[str, Any]:
         "coverage": [],
         "workloads": [],
     }
-
-
-def _card(device: Device) -> dict[str, Any]:
-    """The device, without what tells one card from its twin."""
-    return {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
 
 
 def _host() -> dict[str, str]:

@@ -20,7 +20,7 @@ from archkey.bench.entrant import Bound, NotServed
 from archkey.bench.gate import Truth, Verdict, compare, listen, soil
 from archkey.bench.place import is_ours
 from archkey.bench.results import Entry
-from archkey.bench.workload import Supply, Workload, cost_of, workloads_of
+from archkey.bench.workload import Supply, Workload, cost_of, held_bytes, workloads_of
 from archkey.conformance.cases import cases_of
 from archkey.conformance.judge import maker_of, torch_device, written
 from archkey.errors import UnknownName, Unsupported, describe
@@ -62,7 +62,8 @@ class Bench:
     def head(self, operator: str, name: str) -> dict[str, Any]:
         """What a workload is, what it costs, and which kernel of ours it gets, and why."""
         contract, workload = self.session.operators[operator], self._workload(operator, name)
-        cost = cost_of(contract, self._inputs(workload, 0))
+        inputs = self._inputs(workload, 0)
+        cost = cost_of(contract, inputs)
         row: dict[str, Any] = {
             "operator": operator,
             "family": contract.family,
@@ -71,7 +72,7 @@ class Bench:
             **{"problem": "", "decision": None, "explained": ""},
         }
         try:
-            decision = self.session.decide(self._true(workload).problem)
+            decision = self.session.decide(self._true(workload, inputs).problem)
         except Unsupported as error:  # the operator itself says that this device cannot
             return {**row, "explained": str(error)}
         said = {"decision": decision.to_json(), "explained": explain.explain(decision)}
@@ -199,12 +200,15 @@ class Bench:
             raise UnknownName(f"workload of {operator}", name, known)
         return known[name]
 
-    def _true(self, workload: Workload) -> Truth:
-        """The truth at a workload; the last one is kept for the entrants to come."""
+    def _true(self, workload: Workload, inputs: Mapping[str, Any] | None = None) -> Truth:
+        """The truth at a workload; the last one is kept for the entrants to come.
+
+        inputs  those of seed 0, if they are there already
+        """
         key = (workload.operator, workload.name)
         if self._truth is None or self._truth[0] != key:
             self._truth = None  # gigabytes: the old one goes before the new one comes
-            inputs = self._inputs(workload, 0)
+            inputs = inputs or self._inputs(workload, 0)
             self._truth = (key, listen(self.session, workload.operator, inputs))
         return self._truth[1]
 
@@ -217,7 +221,7 @@ class Bench:
     def _sets(self, workload: Workload) -> Iterator[Mapping[str, Any]]:
         """Fresh inputs, as many sets as make sense for their size."""
         first = self._inputs(workload, 1)
-        size = sum(value.nbytes for value in first.values() if isinstance(value, torch.Tensor))
+        size = held_bytes(first.values())
         yield first
         for offset in range(2, next(count for least, count in _SETS if size >= least) + 1):
             yield self._inputs(workload, offset)

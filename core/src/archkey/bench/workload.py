@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from archkey.errors import PluginError, describe
 if TYPE_CHECKING:
     from archkey.ops import Operator
 
-__all__ = ["Cost", "Supply", "Workload", "cost_of", "workloads_of"]
+__all__ = ["Cost", "Supply", "Workload", "cost_of", "held_bytes", "workloads_of"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,11 @@ class Supply(Maker):
     def __init__(self, device: torch.device | str, seed: int, fp8: str = "e4m3fn") -> None:
         super().__init__(device, seed, fp8)
         self._generator = torch.Generator(self.device).manual_seed(seed)
+
+
+def held_bytes(values: Iterable[Any]) -> int:
+    """Bytes of the tensors among a call's arguments, each as often as it is passed."""
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def workloads_of(operator: Operator) -> tuple[Workload, ...]:

@@ -146,9 +146,7 @@ def _device(subject: Subject, level: Level) -> dict[str, Any] | None:
     from archkey.conformance.worker import device_of
 
     device = device_of(subject.target, level)
-    if device is None:
-        return None
-    return {k: v for k, v in device.to_json().items() if k not in ("uuid", "index")}
+    return device.kind_to_json() if device else None
 
 
 def _versions(subject: Subject) -> dict[str, str]:

@@ -56,6 +56,10 @@ class Device:
         own = {"target": str(self.target), "torch_type": self.torch_kind}
         return {**vars(self), **own}
 
+    def kind_to_json(self) -> dict[str, str | int | None]:
+        """The same without what tells one card from its twin: for records that are shared."""
+        return {k: v for k, v in self.to_json().items() if k not in ("uuid", "index")}
+
 
 @dataclass(frozen=True)
 class Note:

@@ -61,6 +61,13 @@ def decode_outputs(result: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch
     return {"out": out, "lse": _natural(lse.transpose(1, 2).flatten(0, 1))}
 
 
+def _scheduled(run: Callable[[], Any]) -> Bound:
+    """A decode whose first run makes the schedule that the later ones use."""
+    run()
+    call = Last(run)
+    return Bound(call, lambda: decode_outputs(call.result), "schedule made once, outside")
+
+
 def decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
     """Dense decode, bfloat16 or float16."""
     q, cache = decode_inputs(inputs)
@@ -81,9 +88,7 @@ def decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
             causal=causal,
         )
 
-    run()  # makes the schedule
-    call = Last(run)
-    return Bound(call, lambda: decode_outputs(call.result), "schedule made once, outside")
+    return _scheduled(run)
 
 
 def sparse_decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
@@ -124,9 +129,7 @@ def sparse_decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
             **options,
         )
 
-    run()  # makes the schedule
-    call = Last(run)
-    return Bound(call, lambda: decode_outputs(call.result), "schedule made once, outside")
+    return _scheduled(run)
 
 
 def sparse_prefill(library: Library, inputs: Mapping[str, Any]) -> Bound:

@@ -13,7 +13,7 @@ from archkey.bench import gate
 from archkey.bench.results import Timing
 from archkey.bench.tune.samples import Sample
 from archkey.bench.tune.search import Outcome
-from archkey.bench.workload import Supply
+from archkey.bench.workload import Supply, held_bytes
 from archkey.conformance.judge import maker_of, written
 from archkey.conformance.machine_code import expectations, judge_code, read
 from archkey.errors import ArchkeyError, describe
@@ -61,7 +61,7 @@ class Rig:
             truth = gate.listen(self._session, name, inputs)
             del inputs
             sets = [self._arguments(sample, 1)]
-            if sum(value.nbytes for value in sets[0] if isinstance(value, torch.Tensor)) < _LARGE:
+            if held_bytes(sets[0]) < _LARGE:
                 sets += [self._arguments(sample, seed) for seed in range(2, _SETS + 1)]
         except torch.OutOfMemoryError as error:
             raise ArchkeyError(
