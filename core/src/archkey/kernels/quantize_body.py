@@ -27,7 +27,7 @@ _INFINITY: tl.constexpr = tl.constexpr(0x7F800000)
 
 @triton.jit
 def amax_bits(value, AXIS: tl.constexpr):
-    """Bits of the largest magnitude along AXIS, int32. As integers, so that a NaN is the largest."""
+    """Bits of the largest magnitude along AXIS, int32: as integers, where a NaN is the largest."""
     return tl.max(value.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=AXIS)
 
 
