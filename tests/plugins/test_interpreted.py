@@ -44,7 +44,8 @@ def test_kernel_agrees_with_reference(target: str, case: Case) -> None:
     assert result.passed, result
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinities and NaN are meant
+@pytest.mark.parametrize("target", ["cuda_sm90", "rocm_gfx942"])  # one of each flavour of FP8
 @pytest.mark.parametrize("case", QUANT, ids=lambda case: case.name)
 def test_kinds_of_quantisation_agree_with_reference(target: str, case: Case) -> None:
     result = judge(archkey.open(target), case, level="interpreted")
