@@ -17,7 +17,7 @@ Rows = tuple[tuple[str, dict[str, Any]], ...]
 _SHARED: Rows = (
     *(
         ("width of no power of two", {"tokens": 3, "width": width, "out": "fp32"})
-        for width in (1, 2, 3, 111, 200, 513, 2304, 4097)
+        for width in (1, 2, 3, 111, 200, 513, 2305, 4097, 7169)
     ),
     *(
         ("width", {"tokens": 2, "width": width, "dtype": "fp16"})
@@ -27,6 +27,10 @@ _SHARED: Rows = (
         ("row of several blocks", {"tokens": 2, "width": width, "out": out})
         for width in (16384, 18432)
         for out in ("fp32", "x")
+    ),
+    (
+        "row of several blocks",
+        {"tokens": 3, "width": 16385, "lay": "odd", "out": "bf16", "out_lay": "slice"},
     ),
     *(("rows that fill no tile", {"tokens": tokens, "width": 128}) for tokens in (1, 2, 17, 33)),
     *(
@@ -62,7 +66,7 @@ _SHARED: Rows = (
     ),
     *(
         ("out is x", {"tokens": 3, "width": width, "lay": layout, "out": "x"})
-        for width, layout in ((200, "packed"), (512, "slice"))
+        for width, layout in ((200, "packed"), (512, "slice"), (18433, "odd"))
     ),
     *(
         ("dtypes", {"tokens": 3, "width": 512, "dtype": dtype, "weight": weight, "out": out})
@@ -177,7 +181,21 @@ _ADD: Rows = (
             {"out": "bf16", "residual_out": "new", "out_lay": "far0"},
         )
     ),
-    ("far heads", {"tokens": 2, "width": 128, "heads": 3, "residual_lay": "far1"}),
+    (
+        "each heads apart in its own way",
+        {
+            **{"tokens": 3, "width": 128, "heads": 3, "lay": "heads", "residual_lay": "slice"},
+            **{"out": "bf16", "residual_out": "new", "out_lay": "odd"},
+        },
+    ),
+    *(
+        ("far heads", {"tokens": 2, "width": 128, "heads": 3, **more})
+        for more in (
+            {"lay": "far1"},
+            {"residual_lay": "far1"},
+            {"out": "bf16", "residual_out": "new", "out_lay": "far1"},
+        )
+    ),
 )
 
 _QK: Rows = (
@@ -277,6 +295,11 @@ _QK: Rows = (
         "far out",
         {"tokens": 2, "q": (0, 512), "k": (0, 128), "out": "bf16", "out_lay": "far0"},
     ),
+    *(
+        ("far heads", {"tokens": 2, "q": (2, 128), "k": (3, 64), **more})
+        for more in ({"lay": "far1"}, {"out": "bf16", "out_lay": "far1"})
+    ),
+    ("odd widths", {"tokens": 3, "q": (0, 2305), "k": (0, 7169), "row": True, "rope": 1}),
 )
 
 CASES = (
