@@ -117,3 +117,14 @@ def test_mxfp8_takes_any_float(given: torch.dtype) -> None:
         formats.dequantize_mxfp8(codes, scale.view(torch.float8_e8m0fnu)),
         formats.dequantize_mxfp8(codes, scale),
     )
+
+
+def test_mxfp8_even_with_the_threshold_of_fp4_is_rceil_but_for_full_blocks() -> None:
+    """aiter's MXFP8 rounds amax as if for FP4; e4m3fn's largest number has the same mantissa."""
+    torch.manual_seed(0)
+    bits = torch.randint(0x10000000, 0x7E800000, (100_000,), dtype=torch.int32)
+    amax = torch.cat([bits, (bits & 0x7F800000) | 0x600000]).view(torch.float32)
+    of_fp4 = formats.e8m0_scale(amax, "even").int() - 6  # emax 8 instead of 2
+    rceil = formats.e8m0_scale(amax, "rceil", "float8_e4m3fn").int()
+    full = amax.frexp().mantissa == 0.875
+    assert torch.equal(of_fp4, rceil + full)

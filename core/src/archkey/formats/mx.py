@@ -6,7 +6,8 @@ of its block, amax, and never from anything else:
 
     floor   2^floor(log2 amax) / 2^emax    section 6.3 of the standard; clips
     even    the same with amax first rounded to the element's mantissa: from 2 - 2^-(m + 1) times
-            a power of two on, it counts as the next one. Quark, aiter, torchao's EVEN; clips
+            a power of two on, it counts as the next one. Quark, torchao's EVEN, aiter's MXFP4 (not
+            its MXFP8, which has FP4's threshold, 1.75); clips
     rceil   the least power of two >= amax / max: NVIDIA's, torchao's RCEIL; never clips
     ceil    2^ceil(log2 amax) / 2^emax     torchao's CEIL; never clips
 

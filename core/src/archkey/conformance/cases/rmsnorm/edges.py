@@ -28,6 +28,7 @@ _SHARED: Rows = (
         for width in (16384, 18432)
         for out in ("fp32", "x")
     ),
+    ("row of several blocks", {"tokens": 1, "width": 65536}),
     (
         "row of several blocks",
         {"tokens": 3, "width": 16385, "lay": "odd", "out": "bf16", "out_lay": "slice"},

@@ -109,12 +109,12 @@ CASES = tuple(
             (
                 "131072 rows",
                 f"T=131072, N=32, {quant}, + residual, y",
-                _hidden(131072, 32, quant, y=True, **more),
+                _hidden(131072, 32, quant, y=True, scale_layout=layout),
             )
-            for quant, more in (
-                ("fp8_token", {}),
-                ("mxfp4", {"scale_layout": "shuffled_gfx950"}),
-                ("nvfp4", {"scale_layout": "swizzled_128x4"}),
+            for quant, layout in (
+                ("fp8_token", "row"),
+                ("mxfp4", "shuffled_gfx950"),
+                ("nvfp4", "swizzled_128x4"),
             )
         ),
     )
