@@ -19,17 +19,18 @@ def share(layer: Layer, scheme: Scheme, tp: int) -> Layer:
     rows, columns or heads do not divide, and where a group or block would lie on two ranks: its
     scale could be on one alone. (vllm `quantization/fp8.py:create_weights` refuses the same.)
     """
+    if tp == 1:
+        return layer
     if layer.cut == "row":
         columns = _divided(layer, layer.columns, tp, "columns")
-        _whole(layer, scheme, columns, 1, tp)
+        _refuse_cut_block(layer, scheme, columns, 1, tp)
         return replace(layer, columns=columns)
     if layer.cut == "replicated":
         return layer
     ranks = _ranks_of_heads(layer, tp)
     parts = tuple(_divided(layer, part, ranks, "rows") for part in layer.parts)
-    if ranks > 1:
-        for part in parts:
-            _whole(layer, scheme, part, 0, tp)
+    for part in parts if ranks > 1 else ():
+        _refuse_cut_block(layer, scheme, part, 0, tp)
     return replace(layer, parts=parts, heads=layer.heads // ranks)
 
 
@@ -53,10 +54,10 @@ def _divided(layer: Layer, size: int, ranks: int, what: str) -> int:
     return size // ranks
 
 
-def _whole(layer: Layer, scheme: Scheme, size: int, axis: int, tp: int) -> None:
+def _refuse_cut_block(layer: Layer, scheme: Scheme, size: int, axis: int, tp: int) -> None:
     """Refuse a share of `size` rows (axis 0) or columns (1) that ends inside a block."""
     block = scheme.block[axis]
-    if tp > 1 and block and size % block:
+    if block and size % block:
         what = ("rows", "columns")[axis]
         raise CheckpointError(
             f"{layer.name}: with {tp} ranks each has {size} {what}, which cuts the {scheme.per}s "

@@ -27,7 +27,6 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from archkey.errors import CheckpointError
 
@@ -75,14 +74,16 @@ def spellings(name: str) -> tuple[str, ...]:
 
 
 class Matcher:
-    """Finds the first of many patterns that a name matches; names by the thousand are looked up."""
+    """Finds the first of many patterns that a name matches; both come by the thousand."""
 
     def __init__(self, patterns: Iterable[Pattern]) -> None:
         self._position: dict[Pattern, int] = {}
         self._names: dict[str, Pattern] = {}
         self._paths: dict[str, Pattern] = {}
         self._rules: list[tuple[Pattern, re.Pattern[str]]] = []
-        for pattern in dict.fromkeys(patterns):
+        for pattern in patterns:
+            if pattern in self._position:
+                continue
             self._position[pattern] = len(self._position)
             wild = any(letter in pattern.text for letter in "*?[")
             if pattern.kind == "name" or (pattern.kind == "glob" and not wild):
@@ -90,39 +91,39 @@ class Matcher:
             elif pattern.kind == "subtree" and not wild:
                 self._paths[pattern.text.strip(".")] = pattern
             else:
-                self._rules.append((pattern, _compiled(pattern)))
+                self._rules.append((pattern, re.compile(_regex(pattern))))
+        self._lengths = {path.count(".") + 1 for path in self._paths}  # in components
 
     def find(self, name: str) -> Pattern | None:
         """The first pattern, in the order given, that one of the name's spellings matches."""
         found = [pattern for spelling in spellings(name) for pattern in self._all(spelling)]
         return min(found, key=self._position.__getitem__) if found else None
 
-    def _all(self, name: str) -> Iterable[Pattern]:
+    def _all(self, name: str) -> list[Pattern]:
+        found = [pattern for pattern, rule in self._rules if rule.match(name)]
         if name in self._names:
-            yield self._names[name]
-        if self._paths:
-            parts = name.split(".")
-            for start in range(len(parts)):
-                for end in range(start + 1, len(parts) + 1):
-                    path = self._paths.get(".".join(parts[start:end]))
-                    if path is not None:
-                        yield path
-        for pattern, rule in self._rules:
-            if rule.match(name):
-                yield pattern
+            found.append(self._names[name])
+        parts = name.split(".")
+        for length in self._lengths:
+            for start in range(len(parts) - length + 1):
+                path = self._paths.get(".".join(parts[start : start + length]))
+                if path is not None:
+                    found.append(path)
+        return found
 
 
-@lru_cache(maxsize=4096)
-def _compiled(pattern: Pattern) -> re.Pattern[str]:
+def _regex(pattern: Pattern) -> str:
     """What `re.match` decides for a glob, a regex or a subtree with wildcards."""
     if pattern.kind == "glob":
-        return re.compile(fnmatch.translate(pattern.text))
+        return fnmatch.translate(pattern.text)
     if pattern.kind == "subtree":
         path = re.escape(pattern.text).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
-        return re.compile(rf"(?:.*\.)?{path}(?:\..*)?$")
+        return rf"(?:.*\.)?{path}(?:\..*)?$"
+    text = pattern.text.removeprefix("re:")
     try:
-        return re.compile(pattern.text.removeprefix("re:"))
+        re.compile(text)
     except re.error as error:
         raise CheckpointError(
             f"pattern {pattern.text!r}: what follows 're:' is no regular expression ({error})"
         ) from None
+    return text

@@ -153,11 +153,13 @@ def _entries(quantization: Quantization, layers: Iterable[Layer], tp: int) -> It
 
 def _fusions(entries: Mapping[str, Entry]) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Fused names with their shards, where a plan has all of these."""
+    firsts = {shards[0]: (fused, shards) for fused, shards in FUSED.items()}
     for name in entries:
         base, dot, last = name.rpartition(".")
-        for fused, shards in FUSED.items():
+        if last in firsts:
+            fused, shards = firsts[last]
             listed = tuple(base + dot + shard for shard in shards)
-            if last == shards[0] and all(shard in entries for shard in listed):
+            if all(shard in entries for shard in listed):
                 yield base + dot + fused, listed
 
 

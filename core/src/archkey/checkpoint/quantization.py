@@ -123,32 +123,39 @@ class Quantization:
         return replace(shards[0], name=name, shards=shards)
 
     def _one(self, name: str) -> Resolution:
-        found = self._excluded.find(name)
-        if found is not None:
-            return Resolution(name, UNQUANTIZED, "exclude", found)
-        found = self._set.find(name)
-        if found is not None:
-            return Resolution(name, self._schemes[found], "override", found)
-        found = self._left_alone.find(name)
-        if found is not None:
-            return Resolution(name, UNQUANTIZED, "never", found)
-        return Resolution(name, self.default, "default")
+        """The scheme of `name` as it stands, remembered: products ask for their shards again."""
+        known = self._resolved.get(name)
+        if known is None:
+            known = self._resolved[name] = self._decided(name)
+        return known
 
     @cached_property
-    def _excluded(self) -> Matcher:
-        return Matcher(self.exclude)
+    def _resolved(self) -> dict[str, Resolution]:
+        return {}
+
+    def _decided(self, name: str) -> Resolution:
+        found = self._matcher.find(name)
+        if found is None:
+            return Resolution(name, self.default, "default")
+        rule, scheme = self._rules[found]
+        return Resolution(name, scheme, rule, found)
 
     @cached_property
-    def _set(self) -> Matcher:
-        return Matcher(pattern for pattern, _ in self.overrides)
+    def _rules(self) -> dict[Pattern, tuple[str, Scheme]]:
+        """What each pattern does. Of one that stands twice, the first counts."""
+        listed = [
+            *((pattern, ("exclude", UNQUANTIZED)) for pattern in self.exclude),
+            *((pattern, ("override", scheme)) for pattern, scheme in self.overrides),
+            *((pattern, ("never", UNQUANTIZED)) for pattern in self.never),
+        ]
+        rules: dict[Pattern, tuple[str, Scheme]] = {}
+        for pattern, rule in listed:
+            rules.setdefault(pattern, rule)
+        return rules
 
     @cached_property
-    def _left_alone(self) -> Matcher:
-        return Matcher(self.never)
-
-    @cached_property
-    def _schemes(self) -> dict[Pattern, Scheme]:
-        return dict(reversed(self.overrides))  # of a pattern that stands twice, the first
+    def _matcher(self) -> Matcher:
+        return Matcher(self._rules)
 
 
 def shards_of(name: str) -> tuple[str, ...]:
