@@ -96,10 +96,14 @@ class Matcher:
 
     def find(self, name: str) -> Pattern | None:
         """The first pattern, in the order given, that one of the name's spellings matches."""
-        found = [pattern for spelling in spellings(name) for pattern in self._all(spelling)]
+        found = self.find_all(name)
         return min(found, key=self._position.__getitem__) if found else None
 
-    def _all(self, name: str) -> list[Pattern]:
+    def find_all(self, name: str) -> list[Pattern]:
+        """All patterns that one of the name's spellings matches, in no order."""
+        return [pattern for spelling in spellings(name) for pattern in self._as_spelt(spelling)]
+
+    def _as_spelt(self, name: str) -> list[Pattern]:
         found = [pattern for pattern, rule in self._rules if rule.match(name)]
         if name in self._names:
             found.append(self._names[name])

@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from archkey.checkpoint.scheme import Scheme
@@ -38,10 +36,8 @@ class Verdict:
         return asdict(self)
 
 
-# Formats of activations whose product with the weight's format the capability is about.
-_PRODUCTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"mxfp4": ("mxfp4",), "nvfp4": ("nvfp4",)}
-)
+_FOUR_BITS = ("mxfp4", "nvfp4")
+"""Formats with a capability of their name, which is about products of two operands of it."""
 
 FNUZ = (
     "OCP e4m3fn codes are to be made e4m3fnuz: byte 0x80 (-0, which is NaN there) becomes 0x00, "
@@ -52,9 +48,11 @@ FNUZ = (
 
 def decide(session: Session, scheme: Scheme) -> Verdict:
     """How `session`'s target runs a linear module of `scheme`."""
+    if session.device.target.platform == "cpu":
+        return Verdict("emulated", "computed by torch on the CPU, decoded first")
     capabilities = session.capabilities
-    if scheme.weight in _PRODUCTS:
-        return _by_capability(capabilities, scheme)
+    if scheme.weight in _FOUR_BITS:
+        return _four_bits(capabilities, scheme)
     if scheme.weight == "mxfp8":
         return _mxfp8(capabilities)
     if scheme.weight == "fp8":
@@ -65,16 +63,16 @@ def decide(session: Session, scheme: Scheme) -> Verdict:
 def _plain(capabilities: Capabilities) -> Verdict:
     fact = capabilities["bf16"]
     if fact.value:
-        return Verdict("native", "not quantised: bfloat16 matrix instructions")
-    return Verdict("unsupported", f"not quantised, and bf16 is no: {fact.reason}")
+        return Verdict("native", f"bf16: {fact.reason}")
+    return Verdict("unsupported", f"no bf16: {fact.reason}")
 
 
-def _by_capability(capabilities: Capabilities, scheme: Scheme) -> Verdict:
-    """4-bit weights: the capability of their name, if activations have the same format."""
+def _four_bits(capabilities: Capabilities, scheme: Scheme) -> Verdict:
+    """What the capability says, if activations have the weight's format."""
     fact = capabilities[scheme.weight]
     if fact.value == "none":
         return Verdict("unsupported", f"{scheme.weight} is none: {fact.reason}")
-    if fact.value == "native" and scheme.activation.format not in _PRODUCTS[scheme.weight]:
+    if fact.value == "native" and scheme.activation.format != scheme.weight:
         found = scheme.activation.format
         found = "are not quantised" if found == "none" else f"are {found}"
         return Verdict("emulated", f"weights are decoded first: activations {found}")

@@ -30,7 +30,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = (
     *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
-    *("tune", "report", "new-plugin"),
+    *("tune", "report", "quant", "new-plugin"),
 )
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 
