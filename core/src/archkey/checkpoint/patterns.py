@@ -52,10 +52,19 @@ class Pattern:
 
 
 def producer_pattern(text: str, otherwise: str) -> Pattern:
-    """The pattern of an entry: a regex after "re:", or else of kind `otherwise`."""
-    if text.startswith("re:"):
-        return Pattern("regex", text)
-    return Pattern(otherwise, text)
+    """The pattern of an entry: a regex after "re:", or else of kind `otherwise`.
+
+    CheckpointError for a regular expression that is none.
+    """
+    if not text.startswith("re:"):
+        return Pattern(otherwise, text)
+    try:
+        re.compile(text.removeprefix("re:"))
+    except re.error as error:
+        raise CheckpointError(
+            f"pattern {text!r}: what follows 're:' is no regular expression ({error})"
+        ) from None
+    return Pattern("regex", text)
 
 
 def spellings(name: str) -> tuple[str, ...]:
@@ -123,11 +132,4 @@ def _regex(pattern: Pattern) -> str:
     if pattern.kind == "subtree":
         path = re.escape(pattern.text).replace(r"\*", "[^.]*").replace(r"\?", "[^.]")
         return rf"(?:.*\.)?{path}(?:\..*)?$"
-    text = pattern.text.removeprefix("re:")
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise CheckpointError(
-            f"pattern {pattern.text!r}: what follows 're:' is no regular expression ({error})"
-        ) from None
-    return text
+    return pattern.text.removeprefix("re:")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
-from archkey.checkpoint.patterns import Matcher, Pattern
+from archkey.checkpoint.patterns import Matcher, Pattern, producer_pattern
 from archkey.checkpoint.scheme import UNQUANTIZED, Scheme
 from archkey.errors import CheckpointError
 
@@ -97,7 +97,7 @@ class Quantization:
         For files that hold unquantised modules which their description forgets (sglang#36158):
         `read(folder).excluding("mtp.*")`.
         """
-        more = (Pattern("regex" if t.startswith("re:") else "glob", t) for t in patterns)
+        more = (producer_pattern(text, "glob") for text in patterns)
         return replace(self, exclude=(*self.exclude, *more))
 
     def scheme(self, name: str) -> Scheme:
