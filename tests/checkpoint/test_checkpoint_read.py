@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.checkpoint import _configs as c
 
 from archkey import checkpoint
 from archkey.errors import CheckpointError
-from tests.checkpoint import _configs as c
 
 LAYER = "model.layers.0.mlp.down_proj"
 
@@ -118,9 +118,7 @@ FORMS = {
         "fp8-tensor",
     ),
     "compressed-tensors fp8 in blocks": (
-        c.compressed(
-            c.args(8, "block", **BLOCK), c.args(8, "group", group_size=128, dynamic=True)
-        ),
+        c.compressed(c.args(8, "block", **BLOCK), c.args(8, "group", group_size=128, dynamic=True)),
         "fp8, float32 scale per block of 128x128",
         "fp8 dynamic per 128 columns",
         "fp8-block",
