@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,34 +154,51 @@ def _pattern_lines(found: list[Mapping[str, Any]]) -> Text:
 
 
 def _rows(console: Console, document: Mapping[str, Any]) -> None:
+    """A row for each kind of module; targets are columns where there is room, or else a line."""
     from rich.text import Text
 
     from archkey.cli import render
 
-    targets = list(document["rows"][0]["targets"]) if document["rows"] else []
+    wide = console.width >= render.WIDE
+    targets = list(document["rows"][0]["targets"]) if wide else []
     lines: list[list[render.Cell]] = []
     reasons: dict[str, None] = {}
     for row in document["rows"]:
-        fused = f" = {' + '.join(row['fused'])}" if row["fused"] else ""
-        size = f"{row['count']} x {row['shape'][0]} x {row['shape'][1]}: "
-        stored = ", ".join(
-            f"{tensor['name']} {tensor['dtype']} {tensor['shape']}" for tensor in row["tensors"]
-        )
-        cell = render.stack(
-            Text("\n".join(row["modules"]) + fused, "bold"), size + row["scheme"]["text"], stored
-        )
-        levels = [Text(v["level"], _STYLES[v["level"]]) for v in row["targets"].values()]
-        lines.append([cell, *levels])
-        for key, verdict in row["targets"].items():
-            if row["scheme"]["weight"] != "none" or verdict["level"] != "native":
-                convert = f"; {verdict['convert']}" if verdict["convert"] else ""
-                said = f"{verdict['level']}: {verdict['reason']}{convert}"
-                reasons[f"{row['scheme']['text']} on {key}: {said}"] = None
-    wide = console.width >= render.WIDE
-    headings = [target if wide else target.replace("_", "\n", 1) for target in targets]
-    render.table(console, ("module", *headings), lines, airy=True)
+        fused = f"= {' + '.join(row['fused'])}, " if row["fused"] else ""
+        size = f"{fused}{row['count']} x {row['shape'][0]} x {row['shape'][1]}, "
+        stored = ", ".join(f"{t['name']} {t['dtype']} {t['shape']}" for t in row["tensors"])
+        why = f" ({row['rule']} {', '.join(row['patterns'])})" if row["patterns"] else ""
+        below = [size + row["scheme"]["text"] + why, stored, *([] if wide else [_levels(row)])]
+        cell = render.stack(Text("\n".join(row["modules"]), "bold"), *below)
+        levels = [row["targets"][target]["level"] for target in targets]
+        lines.append([cell, *(Text(level, _STYLES[level]) for level in levels)])
+        reasons |= dict.fromkeys(_reasons(row))
+    render.table(console, ("module", *targets), lines, airy=True)
     for reason in reasons:
         console.print(Text(reason, "dim"))
+
+
+def _levels(row: Mapping[str, Any]) -> Text:
+    """Which targets run a module, by level."""
+    from rich.text import Text
+
+    targets: dict[str, list[str]] = {}
+    for key, verdict in row["targets"].items():
+        targets.setdefault(verdict["level"], []).append(key)
+    return Text("; ").join(
+        Text(f"{level}: {', '.join(targets[level])}", style)
+        for level, style in _STYLES.items()
+        if level in targets
+    )
+
+
+def _reasons(row: Mapping[str, Any]) -> Iterator[str]:
+    """Why, for all but what every target does: a weight in the model's own dtype."""
+    for key, verdict in row["targets"].items():
+        if row["scheme"]["weight"] != "none" or verdict["level"] != "native":
+            convert = f"; {verdict['convert']}" if verdict["convert"] else ""
+            reason = f"{verdict['level']}: {verdict['reason']}{convert}"
+            yield f"{row['scheme']['text']} on {key}: {reason}"
 
 
 def _show_files(console: Console, files: Mapping[str, Any]) -> None:
