@@ -74,9 +74,10 @@ def test_sglang_23113(folder: Path, headers: dict[str, checkpoint.Header]) -> No
     with pytest.raises(CheckpointError) as error:
         report.require()
     assert "mtp.fc.weight: planned uint8 [128, 128], found bfloat16 [128, 256]" in str(error.value)
-    assert "read the description with `.excluding(...)`" in str(error.value)
+    assert "Exclude 'mtp.*' in quantization_config" in str(error.value)
     # sglang#36158: a description that forgets its MTP module, and what makes it true.
-    mended = checkpoint.plan(naive(m.CONFIG).excluding("mtp.*"), layers)
+    assert report.exclude == ("mtp.*",)
+    mended = checkpoint.plan(naive(m.CONFIG).excluding(*report.exclude), layers)
     assert checkpoint.check(mended, headers)
 
 
@@ -175,7 +176,16 @@ def test_stacked_experts_are_the_same_experts(folder: Path, tmp_path: Path) -> N
     found = checkpoint.from_safetensors(rewritten(folder, tmp_path / "stacked", stack))
     assert checkpoint.check(checkpoint.plan(folder), found)
     wrong = checkpoint.check(checkpoint.plan(naive(m.CONFIG), checkpoint.layers(folder)), found)
-    assert "mtp.layers.0.mlp.experts.{0-3}.gate_proj" in wrong.remedy
+    assert "mtp.layers.0.mlp.experts.3.gate_proj" in wrong.unquantized
+    assert wrong.exclude == ("mtp.*",)
+
+
+def test_a_part_that_is_unquantised_is_named_module_by_module(tmp_path: Path) -> None:
+    config = c.with_quantization(c.QWEN3_5_SMALL, c.quark(*m.EXCLUDE))
+    plain = "model.language_model.layers.3.self_attn.o_proj"
+    m.write(tmp_path, config, lambda name: m.is_packed(name) and name != plain)
+    report = checkpoint.check(checkpoint.plan(tmp_path), checkpoint.from_safetensors(tmp_path))
+    assert report.unquantized == report.exclude == (plain,)
 
 
 def test_scales_in_other_shapes_and_wider_floats() -> None:

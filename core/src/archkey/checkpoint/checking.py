@@ -37,9 +37,14 @@ class Disagreement:
     """Likewise; "" if there is none."""
 
     def __str__(self) -> str:
+        return f"{self.tensor}: {self.what}"
+
+    @property
+    def what(self) -> str:
+        """What was planned and what was found."""
         found = f"found {self.found}" if self.found else "not in the files"
         planned = f"planned {self.planned}" if self.planned else "no tensor is planned"
-        return f"{self.tensor}: {planned}, {found}"
+        return f"{planned}, {found}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -55,27 +60,37 @@ class Report:
     """Modules of MTP, when the files hold none of them at all: they may be left out."""
     unquantized: tuple[str, ...] = ()
     """Modules that the description quantises, and that the files hold unquantised."""
+    exclude: tuple[str, ...] = ()
+    """Globs of them that the description would have to exclude, `mtp.*` if it is all of MTP."""
 
     def __bool__(self) -> bool:
         return not self.disagreements
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The disagreements as text; tensors that differ in their numbers alone, in one line."""
+        alike: dict[str, list[str]] = {}
+        for found in self.disagreements:
+            alike.setdefault(found.what, []).append(found.tensor)
+        return tuple(f"{name}: {what}" for what in alike for name in collapse(alike[what]))
 
     @property
     def remedy(self) -> str:
         """What would make the description true; "" if it is none of exclusions."""
         if not self.unquantized:
             return ""
-        listed = ", ".join(collapse(self.unquantized))
+        listed = ", ".join(map(repr, collapse(self.exclude)))
         return (
-            f"the files hold unquantised what the description quantises: {listed}. Exclude it in "
-            "quantization_config, or read the description with `.excluding(...)`"
+            f"the files hold {len(self.unquantized)} modules unquantised that the description "
+            f"quantises. Exclude {listed} in quantization_config, or read it with `.excluding(...)`."
         )
 
     def require(self) -> None:
         """CheckpointError with all disagreements, if there are any."""
         if not self:
-            lines = [f"{len(self.disagreements)} tensors disagree with the plan:"]
-            lines += [f"  {found}" for found in self.disagreements]
-            raise CheckpointError("\n".join([*lines, *filter(None, [self.remedy])]))
+            head = f"{len(self.disagreements)} tensors disagree with the plan:"
+            listed = [f"  {line}" for line in self.lines]
+            raise CheckpointError("\n".join([head, *listed, *filter(None, [self.remedy])]))
 
 
 def check(plan: Plan, headers: Mapping[str, Header]) -> Report:
@@ -106,7 +121,7 @@ def check(plan: Plan, headers: Mapping[str, Header]) -> Report:
     modules = {entry.name for entry in judged}
     found += _unexpected(modules, known, headers)
     absent = tuple(entry.name for entry in mtp) if without_mtp else ()
-    return Report(tuple(found), absent, tuple(plain))
+    return Report(tuple(found), absent, tuple(plain), tuple(_exclusions(judged, {*plain})))
 
 
 def _compare(tensors: Iterable[Tensor], headers: Mapping[str, Header]) -> Iterator[Disagreement]:
@@ -147,6 +162,19 @@ def _is_plain(entry: Entry, dtype: str, headers: Mapping[str, Header]) -> bool:
     if header is None:
         return _stack_of(entry.name)[0] in headers
     return (header.dtype, header.shape) == (dtype, shape)
+
+
+def _exclusions(entries: Iterable[Entry], plain: set[str]) -> Iterator[str]:
+    """Globs of the modules in `plain`: all of a tree if it holds no other quantised module."""
+    trees: dict[str, list[Entry]] = {}
+    for entry in entries:
+        trees.setdefault(entry.name.partition(".")[0], []).append(entry)
+    for root, members in trees.items():
+        quantized = {e.name for e in members if e.resolution.scheme.quantized}
+        if len(members) > 1 and quantized and quantized <= plain:
+            yield f"{root}.*"
+        else:
+            yield from (e.name for e in members if e.name in plain)
 
 
 def _stacked(entry: Entry, headers: Mapping[str, Header]) -> str | None:

@@ -154,6 +154,8 @@ def _files(report: Report, count: int) -> dict[str, Any]:
     return {
         "tensors": count,
         "disagreements": [found.to_json() for found in report.disagreements],
+        "lines": [*report.lines],
         "absent": [*collapse(report.absent)],
+        "exclude": [*report.exclude],
         "remedy": report.remedy,
     }

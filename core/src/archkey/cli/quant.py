@@ -204,13 +204,10 @@ def _reasons(row: Mapping[str, Any]) -> Iterator[str]:
 def _show_files(console: Console, files: Mapping[str, Any]) -> None:
     from rich.text import Text
 
-    disagreements = files["disagreements"]
-    if not disagreements:
+    if not files["lines"]:
         console.print(Text(f"files: {files['tensors']} tensors, all as planned", "green"))
-    for found in disagreements:
-        planned = found["planned"] or "nothing"
-        text = f"{found['kind']}: {found['tensor']}: planned {planned}"
-        console.print(Text(text + f", found {found['found'] or 'nothing'}", "red"))
+    for line in files["lines"]:
+        console.print(Text(f"files: {line}", "red"))
     if files["absent"]:
         console.print(f"not in the files, as may be: {', '.join(files['absent'])}")
     if files["remedy"]:
