@@ -472,3 +472,8 @@ def test_two_groups_for_one_class_are_refused() -> None:
 def test_a_field_that_is_not_known_is_told() -> None:
     assert read(c.quark(softmax_quant_spec={"dtype": "fp8_e4m3"})).unread == ("softmax_quant_spec",)
     assert read(c.quark(softmax_quant_spec=None)).unread == ()
+    other = c.quark(layer_type_quant_config={"Conv2d": c.MXFP4})
+    assert read(other).unread == ("layer_type_quant_config: Conv2d",)
+    classes = c.compressed(c.args(8, "tensor"))
+    classes["config_groups"]["group_0"]["targets"].append("LlamaExperts")
+    assert read(classes).unread == ("config_groups.group_0.targets: LlamaExperts",)

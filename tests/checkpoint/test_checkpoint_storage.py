@@ -10,7 +10,7 @@ from tests.checkpoint import _configs as c
 
 from archkey import checkpoint
 from archkey.checkpoint import Layer, Tensor
-from archkey.errors import CheckpointError
+from archkey.errors import ArgumentValueError, CheckpointError
 
 N, K = 256, 384
 MX4 = {"group_size": 32}
@@ -214,8 +214,10 @@ def test_key_heads_are_copied_where_ranks_are_more() -> None:
 
 
 def test_no_ranks() -> None:
-    with pytest.raises(CheckpointError, match="tp: found 0"):
+    with pytest.raises(ArgumentValueError, match="tp: found 0"):
         checkpoint.plan(c.LLAMA_8B, tp=0)
+    with pytest.raises(ArgumentValueError, match="cut: found 'col'; expected one of column, row"):
+        one(c.quark(), Layer("m", (N,), K, "col"))
 
 
 # ---- products
@@ -223,7 +225,7 @@ def test_no_ranks() -> None:
 
 def fused(description: dict[str, Any], model: dict[str, Any]) -> dict[str, checkpoint.Entry]:
     found = checkpoint.plan(c.with_quantization(model, description)).fused()
-    assert found.conflicts == ()
+    assert found.conflicts == {}
     return {entry.name: entry for entry in found.entries}
 
 
@@ -247,16 +249,14 @@ def test_products_of_deepseek_keep_blocks_whole() -> None:
     assert [t.shape for t in first.tensors] == [(1536 + 576, 7168), (12 + 5, 56)]
     config = c.DEEPSEEK_V3 | {"num_hidden_layers": 4, "q_lora_rank": 1600}
     plan = checkpoint.plan(c.with_quantization(config, c.DEEPSEEK_FP8))
-    assert (
-        "q_a_proj has 1600 rows, so what follows it starts inside a block"
-        in (plan.fused().conflicts[0])
-    )
+    why = plan.fused().conflicts["model.layers.0.self_attn.fused_qkv_a_proj_with_mqa"]
+    assert "q_a_proj has 1600 rows, so what follows it starts inside a block" in why
 
 
 def test_products_that_disagree_stay_separate_and_are_told() -> None:
     config = c.with_quantization(c.LLAMA_8B, c.quark("lm_head", "*layers.5.mlp.up_proj"))
     found = checkpoint.plan(config).fused()
-    (conflict,) = found.conflicts
+    (conflict,) = found.conflicts.values()
     assert conflict.startswith("model.layers.5.mlp.gate_up_proj is one product of modules with")
     names = {entry.name for entry in found.entries}
     assert {"model.layers.5.mlp.gate_proj", "model.layers.5.mlp.up_proj"} <= names
@@ -266,5 +266,5 @@ def test_products_that_disagree_stay_separate_and_are_told() -> None:
 def test_an_unknown_module_of_a_plan() -> None:
     with pytest.raises(KeyError, match="did you mean 'lm_head'"):
         checkpoint.plan(c.LLAMA_8B)["lm_heads"]
-    with pytest.raises(CheckpointError, match="layers: found None"):
+    with pytest.raises(ArgumentValueError, match="layers: found None"):
         checkpoint.plan(checkpoint.read(c.LLAMA_8B))

@@ -15,12 +15,13 @@ from archkey.checkpoint.files import Header
 from archkey.checkpoint.names import collapse
 from archkey.checkpoint.planning import Entry, Plan
 from archkey.checkpoint.storage import Tensor
-from archkey.errors import CheckpointError
+from archkey.errors import ArgumentValueError, CheckpointError
 
 __all__ = ["Disagreement", "Report", "check"]
 
 # What a module has beside its weight and the weight's scales, whatever its scheme.
 _BESIDE = ("bias", "k_scale", "v_scale", "q_scale", "output_scale", "e_score_correction_bias")
+_SHOWN = 8  # patterns of a remedy in a message
 _SCALES = ("weight_scale", "weight_scale_inv", "weight_packed", "weight_scale_2")
 
 
@@ -79,10 +80,12 @@ class Report:
         """What would make the description true; "" if it is none of exclusions."""
         if not self.unquantized:
             return ""
-        listed = ", ".join(map(repr, collapse(self.exclude)))
+        listed = ", ".join(map(repr, self.exclude[:_SHOWN]))
+        more = ", ..." if len(self.exclude) > _SHOWN else ""
         return (
             f"the files hold {len(self.unquantized)} modules unquantised that the description "
-            f"quantises. Exclude {listed} in quantization_config, or read it with `.excluding(...)`."
+            f"quantises: read it with `.excluding({listed}{more})`, or exclude them in it, as its "
+            "producer writes that"
         )
 
     def require(self) -> None:
@@ -98,10 +101,10 @@ def check(plan: Plan, headers: Mapping[str, Header]) -> Report:
 
     Only linear modules are judged: norms, embeddings and a vision tower are not planned. A tensor
     is unexpected if it belongs to a planned module, or is a scale that no planned module has.
-    CheckpointError for a plan of several ranks: files hold whole tensors.
+    ArgumentValueError for a plan of several ranks: files hold whole tensors.
     """
     if plan.tp != 1:
-        raise CheckpointError(f"files hold whole tensors, found a plan for {plan.tp} ranks")
+        raise ArgumentValueError(f"files hold whole tensors, found a plan for {plan.tp} ranks")
     mtp = [entry for entry in plan if entry.layer.mtp]
     without_mtp = bool(mtp) and not any(_present(entry, headers) for entry in mtp)
     judged = [entry for entry in plan if not (without_mtp and entry.layer.mtp)]

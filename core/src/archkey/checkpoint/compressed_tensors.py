@@ -73,10 +73,12 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
         refuse("compressed-tensors: transform_config", [*rotations["config_groups"]], "none")
     named: list[tuple[Pattern, Scheme]] = []
     classes: list[Scheme] = []
+    others: list[str] = []
     groups = table("compressed-tensors: config_groups", description.get("config_groups"))
     for name, group in groups.items():
         scheme, targets = _group(name, group, description.get("format"))
         classes += [scheme for target in targets if target == _LINEAR]
+        others += [f"config_groups.{name}.targets: {t}" for t in targets if _is_other_class(t)]
         named += [(producer_pattern(t, "name"), scheme) for t in targets if not _is_class(t)]
     if len(set(classes)) > 1:
         raise CheckpointError(
@@ -91,13 +93,17 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
         overrides=tuple(sorted(named, key=lambda rule: rule[0].kind != "name")),
         kv_cache=_kv_cache(description.get("kv_cache_scheme")),
         dtype=dtype,
-        unread=unread(description, _KNOWN),
+        unread=(*unread(description, _KNOWN), *others),
     )
 
 
 def _is_class(target: str) -> bool:
     """Classes are written as Python writes them; modules of models are in lower case."""
     return target[:1].isupper() and "." not in target
+
+
+def _is_other_class(target: str) -> bool:
+    return _is_class(target) and target != _LINEAR
 
 
 def _group(name: str, group: object, stored: object) -> tuple[Scheme, tuple[str, ...]]:

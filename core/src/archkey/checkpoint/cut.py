@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from archkey.checkpoint.layer import Layer
+from archkey.checkpoint.layer import CUTS, Layer
 from archkey.checkpoint.scheme import Scheme
-from archkey.errors import CheckpointError
+from archkey.errors import ArgumentValueError, CheckpointError
 
 __all__ = ["share"]
 
@@ -19,6 +19,10 @@ def share(layer: Layer, scheme: Scheme, tp: int) -> Layer:
     rows, columns or heads do not divide, and where a group or block would lie on two ranks: its
     scale could be on one alone. (vllm `quantization/fp8.py:create_weights` refuses the same.)
     """
+    if layer.cut not in CUTS:
+        raise ArgumentValueError(
+            f"{layer.name}: cut: found {layer.cut!r}; expected one of {', '.join(CUTS)}"
+        )
     if tp == 1:
         return layer
     if layer.cut == "row":

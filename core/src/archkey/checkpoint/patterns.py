@@ -30,9 +30,7 @@ from dataclasses import dataclass
 
 from archkey.errors import CheckpointError
 
-__all__ = ["KINDS", "TEXT_PREFIXES", "Matcher", "Pattern", "producer_pattern", "spellings"]
-
-KINDS = ("name", "glob", "regex", "subtree")
+__all__ = ["TEXT_PREFIXES", "Matcher", "Pattern", "producer_pattern", "spellings"]
 
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "model.")
 """Where the decoder layers lie: transformers 5, transformers 4 and vllm, text-only checkpoints."""
@@ -42,7 +40,7 @@ _HEADS = ("lm_head", "language_model.lm_head")
 
 @dataclass(frozen=True)
 class Pattern:
-    """A pattern as its producer wrote it (`text`), with the `kind` that says what it matches."""
+    """A pattern as its producer wrote it (`text`), with the `kind` above that it is of."""
 
     kind: str
     text: str

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What to allocate for each module of a model: scheme, shapes and dtypes, decided once.
 
-plan = archkey.checkpoint.plan("Qwen3.5-397B-A17B-MXFP4", tp=8)
-plan["mtp.fc"].tensors      (Tensor("mtp.fc.weight", (4096, 8192), "bfloat16"),)
-plan.fused()                the same with qkv_proj, gate_up_proj, ... as engines run them
+    plan = archkey.checkpoint.plan("Qwen3.5-397B-A17B-MXFP4", tp=8)
+    plan["mtp.fc"].tensors      (Tensor("mtp.fc.weight", (4096, 8192), "bfloat16"),)
+    plan.fused()                the same with qkv_proj, gate_up_proj, ... as engines run them
+
+A plan is of modules as the files name them; a product of several is resolved from these.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from archkey.checkpoint import layer as models
 from archkey.checkpoint.cut import share
 from archkey.checkpoint.layer import Layer
+from archkey.checkpoint.layer import layers as described
 from archkey.checkpoint.quantization import FUSED, Quantization, Resolution
 from archkey.checkpoint.reading import read
 from archkey.checkpoint.storage import Tensor, tensors
-from archkey.errors import CheckpointError, UnknownName
+from archkey.errors import ArgumentValueError, CheckpointError, UnknownName
 
 __all__ = ["Entry", "Fusion", "Plan", "plan"]
 
@@ -45,10 +47,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Fusion:
-    """A plan by the products that engines run, and what cannot be one product and why."""
+    """A plan by the products that engines run."""
 
     entries: tuple[Entry, ...]
-    conflicts: tuple[str, ...]
+    conflicts: Mapping[str, str]
+    """Products that cannot be one, by name, and why: which patterns decided what."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +86,20 @@ class Plan:
     def fused(self) -> Fusion:
         """The plan with modules joined that engines run as one product, see `FUSED`.
 
-        Modules whose schemes differ stay separate; `conflicts` says which patterns did it.
+        Modules whose schemes differ stay separate, and `conflicts` says so.
         """
         joined: dict[str, Entry] = {}  # first shard -> product
         gone: set[str] = set()  # the other shards
-        conflicts: list[str] = []
+        conflicts: dict[str, str] = {}
         for name, shards in _fusions(self._by_name):
             try:
                 joined[shards[0]] = self._join(name, shards)
             except CheckpointError as error:
-                conflicts.append(str(error))
+                conflicts[name] = str(error)
             else:
                 gone |= {*shards[1:]}
         entries = (joined.get(e.name, e) for e in self.entries if e.name not in gone)
-        return Fusion(tuple(entries), tuple(conflicts))
+        return Fusion(tuple(entries), conflicts)
 
     def _join(self, name: str, shards: tuple[str, ...]) -> Entry:
         found = [self._by_name[shard] for shard in shards]
@@ -130,17 +133,18 @@ def plan(
     layers  modules by the names that the files have; default: `archkey.checkpoint.layers(config)`
     tp      tensor-parallel ranks
 
-    CheckpointError where the description is wrong, or a block or head would be cut.
+    CheckpointError where the description is wrong, or a block or head would be cut;
+    ArgumentValueError for a number of ranks below 1.
     """
     if tp < 1:
-        raise CheckpointError(f"tp: found {tp}; expected a number of ranks, 1 or more")
+        raise ArgumentValueError(f"tp: found {tp}; expected a number of ranks, 1 or more")
     if isinstance(config, Quantization):
         quantization = config
         if layers is None:
-            raise CheckpointError("layers: found None; a Quantization alone does not say them")
+            raise ArgumentValueError("layers: found None; a Quantization alone does not say them")
     else:
         quantization = read(config)
-        layers = models.layers(config) if layers is None else layers
+        layers = described(config) if layers is None else layers
     return Plan(quantization, tuple(_entries(quantization, layers, tp)), tp)
 
 

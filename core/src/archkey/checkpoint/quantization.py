@@ -12,7 +12,7 @@ from archkey.checkpoint.patterns import Matcher, Pattern, producer_pattern
 from archkey.checkpoint.scheme import UNQUANTIZED, Scheme
 from archkey.errors import CheckpointError
 
-__all__ = ["FUSED", "NEVER", "Quantization", "Resolution", "shards_of"]
+__all__ = ["FUSED", "NEVER", "Quantization", "Resolution"]
 
 FUSED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -61,7 +61,7 @@ class Resolution:
 _SAID = {
     "exclude": "excluded by",
     "override": "set by",
-    "never": "a router, which nobody quantises:",
+    "never": "by convention never quantised,",
 }
 
 
@@ -80,7 +80,7 @@ class Quantization:
     never: tuple[Pattern, ...] = NEVER
     """Modules that the producer leaves alone without saying so."""
     kv_cache: str = "none"
-    """Format of the KV cache that scales are stored for, one of FORMATS."""
+    """Format of the KV cache that scales are stored for: "none", "fp8" or "nvfp4"."""
     dtype: str = "bfloat16"
     """What is not quantised has this dtype, by torch's name."""
     unread: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ class Quantization:
     def resolve(self, name: str) -> Resolution:
         """The scheme of module `name`, and which pattern decided it; see `scheme`."""
         own = self._one(name)
-        shards = tuple(self._one(shard) for shard in shards_of(name))
+        shards = tuple(self._one(shard) for shard in _shards_of(name))
         if not shards:
             return own
         rules = {shard.rule for shard in shards}
@@ -158,7 +158,7 @@ class Quantization:
         return Matcher(self._rules)
 
 
-def shards_of(name: str) -> tuple[str, ...]:
+def _shards_of(name: str) -> tuple[str, ...]:
     """The modules that engines fuse into `name`; () if it is no fused name."""
     base, dot, last = name.rpartition(".")
     return tuple(base + dot + shard for shard in FUSED.get(last, ()))

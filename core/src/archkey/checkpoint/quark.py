@@ -68,9 +68,12 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
     kv_cache = _kv_cache(layers, cached)
     types = table("quark: layer_type_quant_config", description.get("layer_type_quant_config"))
     default = description.get("global_quant_config")
+    others = []
     for name, config in types.items():
         if name.strip("'<>").rpartition(".")[2] == "Linear":
             default = config
+        else:
+            others.append(f"layer_type_quant_config: {name}")
     return Quantization(
         producer="quark",
         default=_scheme("global_quant_config", default, outputs=False),
@@ -87,7 +90,7 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
         ),
         kv_cache=kv_cache,
         dtype=dtype,
-        unread=unread(description, _KNOWN),
+        unread=(*unread(description, _KNOWN), *others),
     )
 
 

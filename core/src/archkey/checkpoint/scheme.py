@@ -6,10 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["FORMATS", "NO_ACTIVATION", "UNQUANTIZED", "Activation", "Scheme"]
-
-FORMATS = ("none", "mxfp4", "mxfp8", "nvfp4", "fp8")
-"""Of weights and activations. fp8 is OCP's e4m3 (e4m3fn); none is the model's own dtype."""
+__all__ = ["NO_ACTIVATION", "UNQUANTIZED", "Activation", "Scheme"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +14,7 @@ class Activation:
     """How the input of a module is quantised."""
 
     format: str = "none"
-    """One of FORMATS."""
+    """As `Scheme.weight`."""
     per: str = ""
     """What shares a scale: "tensor", "token", "group" (columns of a token); "" for none."""
     scaling: str = "none"
@@ -43,7 +40,7 @@ class Scheme:
     """How the weight `[N, K]` of a linear module is stored, and how its input is quantised."""
 
     weight: str = "none"
-    """One of FORMATS."""
+    """"mxfp4", "mxfp8", "nvfp4", "fp8" (OCP's e4m3fn), or "none": the model's own dtype."""
     per: str = ""
     """What shares a scale: "tensor", "channel" (a row), "group" (of a row), "block"; ""."""
     block: tuple[int, int] = (0, 0)

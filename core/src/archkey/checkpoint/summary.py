@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from archkey.checkpoint.checking import Report, check
 from archkey.checkpoint.names import collapse
 from archkey.checkpoint.patterns import Matcher, Pattern
-from archkey.checkpoint.planning import Entry, Plan
+from archkey.checkpoint.planning import Entry, Fusion, Plan
+from archkey.checkpoint.scheme import UNQUANTIZED
 from archkey.checkpoint.support import decide
-from archkey.errors import CheckpointError
+from archkey.errors import ArgumentValueError
 
 if TYPE_CHECKING:
     from archkey.checkpoint.files import Header
@@ -45,7 +46,7 @@ def summarise(
     fusion = plan.fused()
     entries = [entry for entry in fusion.entries if _wanted(entry, pattern)]
     if pattern and not entries:
-        raise CheckpointError(f"--layer {pattern!r}: matches none of {len(plan)} modules")
+        raise ArgumentValueError(f"pattern {pattern!r} matches none of {len(plan)} modules")
     counts = _counts(plan)
     return {
         "producer": found.producer,
@@ -66,7 +67,7 @@ def summarise(
         ],
         "warnings": [*_warnings(plan, counts)],
         "rows": [_row(rows, sessions) for rows in _kinds(entries)],
-        "contradictions": [*fusion.conflicts],
+        "contradictions": [*_conflicts(fusion)],
         "files": None if headers is None else _files(check(plan, headers), len(headers)),
     }
 
@@ -77,16 +78,26 @@ def contradicts(document: Mapping[str, Any]) -> bool:
     return bool(document["contradictions"] or (files and files["disagreements"]))
 
 
+def _conflicts(fusion: Fusion) -> Iterable[str]:
+    """Why products cannot be one: the first of those that differ in their place alone."""
+    alike: dict[str, list[str]] = {}
+    for name, why in fusion.conflicts.items():
+        alike.setdefault(why.replace(name.rpartition(".")[0], ""), []).append(name)
+    for first, *others in alike.values():
+        listed = ", ".join(collapse(others))
+        yield fusion.conflicts[first] + (f" Likewise: {listed}." if others else "")
+
+
 def _wanted(entry: Entry, pattern: str | None) -> bool:
     names = (entry.name, *entry.shards)
     return pattern is None or any(fnmatchcase(name, pattern) for name in names)
 
 
-def _patterns(plan: Plan) -> Iterable[tuple[Pattern, Any]]:
+def _patterns(plan: Plan) -> Iterable[tuple[Pattern, object]]:
     """Each pattern once, with what it gives its modules."""
     found = plan.quantization
-    excluded = dict.fromkeys(found.exclude, "not quantised")
-    return [*excluded.items(), *dict(found.overrides).items()]
+    excluded: dict[Pattern, object] = dict.fromkeys(found.exclude, UNQUANTIZED)
+    return (excluded | {p: s for p, s in reversed(found.overrides) if p not in excluded}).items()
 
 
 def _counts(plan: Plan) -> Counter[Pattern]:

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
     from archkey.session import Session
 
-__all__ = ["LEVELS", "Verdict", "decide"]
-
-LEVELS = ("native", "emulated", "unsupported")
+__all__ = ["Verdict", "decide"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level`, one of LEVELS, and its reason.
+    """How a target runs a module.
 
+    level    "native": by its matrix units; "emulated": decoded first; "unsupported"
+    reason   the capability's own, or what keeps it from being native
     convert  what a loader has to do to the stored codes and scales first; "" for nothing
     """
 
