@@ -99,7 +99,10 @@ class Matcher:
                 self._paths[pattern.text.strip(".")] = pattern
             else:
                 self._rules.append((pattern, re.compile(_regex(pattern))))
-        self._lengths = {path.count(".") + 1 for path in self._paths}  # in components
+        self._ends: dict[str, set[int]] = {}  # last component of a path -> lengths of such paths
+        for path in self._paths:
+            *_, last = parts = path.split(".")
+            self._ends.setdefault(last, set()).add(len(parts))
 
     def find(self, name: str) -> Pattern | None:
         """The first pattern, in the order given, that one of the name's spellings matches."""
@@ -115,9 +118,9 @@ class Matcher:
         if name in self._names:
             found.append(self._names[name])
         parts = name.split(".")
-        for length in self._lengths:
-            for start in range(len(parts) - length + 1):
-                path = self._paths.get(".".join(parts[start : start + length]))
+        for end, last in enumerate(parts, 1):
+            for length in self._ends.get(last, ()):
+                path = self._paths.get(".".join(parts[max(end - length, 0) : end]))
                 if path is not None:
                     found.append(path)
         return found
