@@ -367,6 +367,14 @@ REFUSED = {
     "an unknown method": ({"quant_method": "quarks"}, "found 'quarks'; did you mean 'quark'"),
     "a method of integers": ({"quant_method": "gptq"}, "quant_method: found 'gptq'.*Known: quark"),
     "no method": ({"bits": 4}, "quant_method: found 'None'"),
+    "quark: nested, as it once was": (
+        {"quant_method": "quark", "quant_config": {"global_quant_config": c.MXFP4}},
+        "found .*'quant_config'.*; expected a field global_quant_config",
+    ),
+    "compressed-tensors: no groups": (
+        {"quant_method": "compressed-tensors", "format": "float-quantized"},
+        "expected config_groups",
+    ),
     "quark: integers": (
         c.quark(default=c.specs(INT4)),
         r"global_quant_config\.weight: found 'int4 per_group 128'; expected one of: fp4",

@@ -65,6 +65,8 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
 
     dtype  of what is not quantised, by torch's name
     """
+    if not description.get("config_groups"):
+        refuse("compressed-tensors: quantization_config", [*description], "config_groups")
     sparsity = table("compressed-tensors: sparsity_config", description.get("sparsity_config"))
     if sparsity.get("format", "dense") != "dense":
         refuse("compressed-tensors: sparsity_config.format", sparsity["format"], "dense")

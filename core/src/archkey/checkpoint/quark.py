@@ -55,6 +55,8 @@ def read(description: Mapping[str, Any], dtype: str) -> Quantization:
 
     dtype  of what is not quantised, by torch's name
     """
+    if "global_quant_config" not in description:
+        refuse("quark: quantization_config", [*description], "a field global_quant_config")
     export = table("quark: export", description.get("export"))
     one_of(
         "quark: export.weight_format",
