@@ -58,12 +58,12 @@ def summarise(
         "kv_cache": found.kv_cache,
         "patterns": [
             {
-                "pattern": pattern.text,
-                "kind": pattern.kind,
+                "pattern": named.text,
+                "kind": named.kind,
                 "scheme": str(scheme),
-                "modules": counts[pattern],
+                "modules": counts[named],
             }
-            for pattern, scheme in _patterns(plan)
+            for named, scheme in _patterns(plan)
         ],
         "warnings": [*_warnings(plan, counts)],
         "rows": [_row(rows, sessions) for rows in _kinds(entries)],
