@@ -88,7 +88,7 @@ def _program(problem: Mxfp4LinearProblem, tuning: Mxfp4LinearTuning, native: boo
     aligned = {"x", "weight", "out", *_STRIDES} if problem.aligned else set()
     if problem.scales_aligned:
         aligned |= {"weight_scale", *(("x_scale",) if packed else ())}
-    options: dict[str, Any] = {"num_warps": tuning.num_warps, "num_stages": tuning.num_stages}
+    options: dict[str, Any] = {"num_warps": tuning.num_warps}
     if problem.pdl:
         options["launch_pdl"] = True
     return Program(
@@ -113,12 +113,16 @@ def _program(problem: Mxfp4LinearProblem, tuning: Mxfp4LinearTuning, native: boo
             "SCALE_STEP": _scale_step(problem),
             "NATIVE": native,
             "INTERPRETED": interpreting(),
+            # Nor does the interpreter multiply bfloat16.
+            "HALF": tuning.half and not interpreting(),
             "FEW_T": tuning.few_t,
             "FEW_N": tuning.few_n,
             "FEW_K": tuning.few_k,
+            "FEW_STAGES": tuning.few_stages,
             "TILE_T": tuning.tile_t,
             "TILE_N": tuning.tile_n,
             "TILE_K": tuning.tile_k,
+            "STAGES": tuning.stages,
             "GROUP": tuning.group,
             "USE_PDL": problem.pdl,
         },

@@ -37,28 +37,31 @@ def _upper_half(value):
 
 
 @triton.jit
-def _element(code, factor, SPREAD: tl.constexpr):
-    """The bfloat16 values of e2m1 codes, times factor; exact, subnormal results too.
+def _decode(packed, scale, HALF: tl.constexpr):
+    """uint8 [R, C] of packed e2m1 and its e8m0 scales uint8 [R, C / 16]: bfloat16 [R, 2 C], exact.
 
-    The product with SPREAD has copies of the code s e e m at float32's sign and at the end of its
-    exponent: there, e e m is the value times 2^-126, that of the subnormal 0.5 as well.
+    Both codes of a byte are put into a word, each to the sign and to the end of the exponent of a
+    bfloat16 of its own: e e m there is the code's value times 2^-126, that of the subnormal 0.5 as
+    well. Results have two bits of mantissa, so that no product is rounded, even if subnormal.
+
+    HALF  multiply bfloat16, two at a time, instead of float32
     """
-    bits = (code * SPREAD) & 0x81C00000
-    value = bits.to(tl.float32, bitcast=True) * 8.507059173023462e37  # 2^126
-    return _upper_half(value * factor)  # two bits of mantissa: nothing is cut off
-
-
-@triton.jit
-def _decode(packed, scale):
-    """uint8 [R, C] of packed e2m1 and its e8m0 scales uint8 [R, C / 16]: bfloat16 [R, 2 C]."""
-    bits = scale.to(tl.uint32) << 23
-    bits = tl.where(scale == 0, 0x00400000, bits)  # 2^-127, a subnormal
+    BIG: tl.constexpr = 8.507059173023462e37  # 2^126
+    code = packed.to(tl.uint32)
+    word = ((code * 0x00040040) & 0x01C001C0) | ((code * 0x01001000) & 0x80008000)
+    bits = tl.maximum(scale.to(tl.uint32) << 23, 0x00400000)  # 0 is 2^-127, a subnormal
     bits = tl.where(scale == 255, 0x7FC00000, bits)  # NaN
     factor = bits.to(tl.float32, bitcast=True)[:, :, None]
     factor = tl.broadcast_to(factor, [scale.shape[0], scale.shape[1], 16]).reshape(packed.shape)
-    code = packed.to(tl.uint32)
-    low = _element(code & 0x0F, factor, 0x10400000)
-    high = _element(code & 0xF0, factor, 0x01040000)
+    if HALF:
+        low = word.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        high = (word >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        factor = factor.to(tl.bfloat16)
+        big = tl.full([], BIG, tl.bfloat16)
+        low, high = low * big * factor, high * big * factor
+    else:
+        low = _upper_half((word << 16).to(tl.float32, bitcast=True) * BIG * factor)
+        high = _upper_half((word & 0xFFFF0000).to(tl.float32, bitcast=True) * BIG * factor)
     return tl.join(low, high).reshape(packed.shape[0], 2 * packed.shape[1])
 
 
@@ -90,6 +93,13 @@ def _product(weight, x, total, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def _weight_scales(weight_scale, start, K: tl.constexpr, BK: tl.constexpr):
+    """The scales of a step from column `start`; 0 past the end."""
+    group = start // 32 + tl.arange(0, BK // 32)[None, :]
+    return tl.load(weight_scale + group, group * 32 < K, other=0)
+
+
+@triton.jit
 def _tile(
     t_tile,  # which BT rows, and which BN columns of out
     n_tile,
@@ -112,11 +122,14 @@ def _tile(
     N: tl.constexpr,
     HEADS: tl.constexpr,
     LAYOUT: tl.constexpr,
+    SCALE_STEP: tl.constexpr,
     NATIVE: tl.constexpr,
     INTERPRETED: tl.constexpr,
+    HALF: tl.constexpr,
     BT: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """One tile of out."""
     n, t = n_tile * BN + tl.arange(0, BN), t_tile * BT + tl.arange(0, BT)
@@ -129,7 +142,11 @@ def _tile(
     if LAYOUT == "row":
         x_scale += row_offsets(t_read, HEADS, x_scale_stride, x_scale_head_stride)
     total = tl.zeros([BN, BT], tl.float32)
-    for start in range(0, K, BK):
+    # Less than 4 aligned bytes of a row are not copied in the background: read them a step ahead.
+    ahead: tl.constexpr = BK < 128 or SCALE_STEP < 4
+    if ahead:
+        next_scale = _weight_scales(weight_scale, 0, K, BK)
+    for start in tl.range(0, K, BK, num_stages=STAGES):
         byte = start // 2 + tl.arange(0, BK // 2)[None, :]
         group = start // 32 + tl.arange(0, BK // 32)[None, :]
         # Columns past the end: code 0 is 0.0, whatever its scale is.
@@ -137,11 +154,15 @@ def _tile(
         in_scales = group * 32 < K if K % BK else None
         nothing: tl.constexpr = 0 if K % BK else None
         w = tl.load(weight + byte, in_row, other=nothing)
-        w_scale = tl.load(weight_scale + group, in_scales, other=nothing)
+        if ahead:
+            w_scale = next_scale
+            next_scale = _weight_scales(weight_scale, start + BK, K, BK)
+        else:
+            w_scale = tl.load(weight_scale + group, in_scales, other=nothing)
         if x_scale is None:
             column = start + tl.arange(0, BK)[:, None]
             value = tl.load(x + column, column < K if K % BK else None, other=nothing)
-            total = _product(_decode(w, w_scale), value, total, INTERPRETED)
+            total = _product(_decode(w, w_scale, HALF), value, total, INTERPRETED)
         else:
             codes = tl.load(x + byte, in_row, other=nothing)
             place = group
@@ -151,8 +172,8 @@ def _tile(
             if NATIVE and not INTERPRETED:  # which has no dot_scaled
                 total = tl.dot_scaled(w, w_scale, "e2m1", codes.T, scale, "e2m1", total)
             else:
-                value = _decode(codes, scale).T
-                total = _dot(_decode(w, w_scale), value, total, INTERPRETED)
+                value = _decode(codes, scale, HALF).T
+                total = _dot(_decode(w, w_scale, HALF), value, total, INTERPRETED)
     if bias is not None:
         total += tl.load(bias + n_read).to(tl.float32)[:, None]
     out += row_offsets(t, HEADS, out_stride, out_head_stride).T + n[:, None]
@@ -184,12 +205,15 @@ def mxfp4_linear_body(
     SCALE_STEP: tl.constexpr,  # so many bytes of scales can be read at a time
     NATIVE: tl.constexpr,  # packed x goes to the matrix units as it is
     INTERPRETED: tl.constexpr,  # by Triton's interpreter, which has fewer products
+    HALF: tl.constexpr,  # codes are scaled as bfloat16, see `_decode`
     FEW_T: tl.constexpr,  # up to so many rows take the tile FEW_T x FEW_N, in steps of FEW_K
     FEW_N: tl.constexpr,
     FEW_K: tl.constexpr,
+    FEW_STAGES: tl.constexpr,  # steps whose loads are on their way at once
     TILE_T: tl.constexpr,  # more take the tile TILE_T x TILE_N, in steps of TILE_K
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
+    STAGES: tl.constexpr,
     GROUP: tl.constexpr,  # tiles of rows that go through all of N together: their x stays in L2
     USE_PDL: tl.constexpr,  # launched as a programmatic dependent of the kernel before
 ):
@@ -206,7 +230,8 @@ def mxfp4_linear_body(
             0, program, x, x_scale, weight, weight_scale, bias, out, rows,
             x_stride, x_head_stride, x_scale_stride, x_scale_head_stride,
             weight_stride, weight_scale_stride, out_stride, out_head_stride,
-            K, N, HEADS, LAYOUT, NATIVE, INTERPRETED, FEW_T, FEW_N, FEW_K,
+            K, N, HEADS, LAYOUT, SCALE_STEP, NATIVE, INTERPRETED, HALF,
+            FEW_T, FEW_N, FEW_K, FEW_STAGES,
         )  # fmt: skip
     else:
         tiles_n: tl.constexpr = (N + TILE_N - 1) // TILE_N
@@ -218,5 +243,6 @@ def mxfp4_linear_body(
             x, x_scale, weight, weight_scale, bias, out, rows,
             x_stride, x_head_stride, x_scale_stride, x_scale_head_stride,
             weight_stride, weight_scale_stride, out_stride, out_head_stride,
-            K, N, HEADS, LAYOUT, NATIVE, INTERPRETED, TILE_T, TILE_N, TILE_K,
+            K, N, HEADS, LAYOUT, SCALE_STEP, NATIVE, INTERPRETED, HALF,
+            TILE_T, TILE_N, TILE_K, STAGES,
         )  # fmt: skip

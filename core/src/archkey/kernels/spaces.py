@@ -36,27 +36,26 @@ RMSNORM = Space(
 
 
 def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
-    """Sums in at most 128 registers a thread, and two stages of what a step reads fit.
+    """Sums in at most 128 registers a thread; what the loads on their way fill is there.
 
-    A step holds bfloat16 x, or what its bytes are decoded to, and half a byte a weight.
+    A step reads bfloat16 x, and half a byte a weight; two decoded operands take as much and more,
+    which the compiled program shows.
     """
     threads = values.num_warps * (capabilities.warp_size or 32)
-    step = values.tile_k * (values.tile_t * 2 + values.tile_n // 2)
+    few = values.few_k * (values.few_t * 2 + values.few_n // 2) * values.few_stages
+    tile = values.tile_k * (values.tile_t * 2 + values.tile_n // 2) * values.stages
     room = capabilities.shared_memory_bytes or 0
-    held = max(step, values.few_k * (values.few_t * 2 + values.few_n // 2))
-    return values.tile_t * values.tile_n <= 128 * threads and 2 * held <= room
+    return values.tile_t * values.tile_n <= 128 * threads and max(few, tile) <= room
 
 
 MXFP4_LINEAR = Space(
     {
         "few_t": (16, 32, 64),
-        "few_n": (64,),
         "few_k": (128, 256),
-        "tile_t": (64, 128, 256),
-        "tile_n": (128,),
+        "tile_t": (128, 256),
         "tile_k": (64, 128),
+        "stages": (2, 3),
         "num_warps": (4, 8),
-        "num_stages": (2, 3, 4),
     },
     _mxfp4_linear,
 )
@@ -64,13 +63,11 @@ MXFP4_LINEAR = Space(
 MXFP4_LINEAR_SCALED = Space(
     {
         "few_t": (16, 32, 64),
-        "few_n": (128,),
         "few_k": (256, 512),
         "tile_t": (128, 256),
-        "tile_n": (128,),
         "tile_k": (128, 256),
+        "stages": (2, 3, 4),
         "num_warps": (4, 8),
-        "num_stages": (2, 3, 4),
     },
     _mxfp4_linear,
 )

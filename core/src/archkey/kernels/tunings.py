@@ -35,22 +35,25 @@ class RmsNormTuning:
 class Mxfp4LinearTuning:
     """How a program of the MXFP4 linear body works.
 
-    few_t      calls of up to so many rows take a tile of few_t x few_n, in steps of few_k columns
-    tile_t     larger ones take tiles of tile_t x tile_n, in steps of tile_k
-    group      tiles of rows that go through all of N together, so that their x stays in L2
+    few_t      calls of up to so many rows take a tile of few_t x few_n, in steps of few_k columns,
+               with the loads of few_stages steps on their way at once
+    tile_t     larger ones take tiles of tile_t x tile_n, in steps of tile_k, with stages
     num_warps  warps (wavefronts) of a program
-    num_stages  steps whose loads are on their way at once
+    group      tiles of rows that go through all of N together, so that their x stays in L2
+    half       codes are scaled as bfloat16, where the hardware multiplies it, not as float32
     """
 
     few_t: int
     few_n: int
     few_k: int
+    few_stages: int
     tile_t: int
     tile_n: int
     tile_k: int
+    stages: int
     num_warps: int
-    num_stages: int
     group: int = 8
+    half: bool = False
 
     def __post_init__(self) -> None:
         least = {"few_k": 32, "tile_k": 32, "num_warps": 1}  # a block of scales
@@ -59,6 +62,6 @@ class Mxfp4LinearTuning:
             if value < least.get(name, 16) or value & (value - 1):
                 allowed = f"a power of two from {least.get(name, 16)}"
                 raise ValueError(f"{name} must be {allowed}, is {value}")
-        for name in ("num_stages", "group"):
+        for name in ("few_stages", "stages", "group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, is {getattr(self, name)}")
