@@ -37,6 +37,13 @@ def _upper_half(value):
 
 
 @triton.jit
+def _widened(value):
+    """bfloat16 as float32, by its bits: Triton's interpreter converts subnormal numbers wrong."""
+    bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _decode(packed, scale, HALF: tl.constexpr):
     """uint8 [R, C] of packed e2m1 and its e8m0 scales uint8 [R, C / 16]: bfloat16 [R, 2 C], exact.
 
@@ -69,7 +76,7 @@ def _decode(packed, scale, HALF: tl.constexpr):
 def _dot(a, b, total, INTERPRETED: tl.constexpr):
     """total + a @ b of bfloat16."""
     if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+        return tl.dot(_widened(a), _widened(b), total, input_precision="ieee")
     return tl.dot(a, b, total)
 
 
@@ -87,7 +94,7 @@ def _product(weight, x, total, INTERPRETED: tl.constexpr):
     for _ in tl.static_range(2 if x.dtype == tl.float16 else 3):
         part = _upper_half(rest)
         total = _dot(weight, part, total, INTERPRETED)
-        done = part.to(tl.float32)
+        done = _widened(part)
         rest = tl.where(rest == done, 0.0, rest - done)  # inf - inf would be NaN
     return total
 
