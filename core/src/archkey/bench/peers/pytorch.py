@@ -223,7 +223,8 @@ def kda_gate(inputs: Mapping[str, Any]) -> Bound:
 
 def mxfp4_linear(inputs: Mapping[str, Any]) -> Bound:
     """`F.linear` with weights of x's dtype, four times the bytes."""
-    only(inputs, "x", "weight", "weight_scale", "bias", "out", "out_dtype", "enable_pdl")
+    known = "x", "x_scale", "weight", "weight_scale", "bias", "out", "out_dtype", "enable_pdl"
+    only(inputs, *known, x_scale_layout="row")
     one_dtype(inputs, "x", "bias", "out", among=FLOATS)
     x, bias, dtype = inputs["x"], inputs.get("bias"), inputs.get("out_dtype")
     require(dtype in (None, x.dtype), f"out_dtype = {dtype}")
