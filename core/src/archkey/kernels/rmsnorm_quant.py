@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from archkey.formats import FP8_MAX, SCALE_MODES
+from archkey.formats import SCALE_MODES
 from archkey.kernels.rmsnorm import POINTERS, block_of, rows_of, tile_rows_of
 from archkey.kernels.rmsnorm_body import rmsnorm_programs
 from archkey.kernels.rmsnorm_quant_body import rmsnorm_quant_body
@@ -72,18 +72,18 @@ def build_rmsnorm_quant(problem: RmsNormQuantProblem, build: Build) -> Run:
             return
         tiles = rmsnorm_programs(-(-rows // height) * height, tile_rows)
         grid = (tiles + rmsnorm_programs(x2_rows, x2_tile_rows), 1, 1)
-        if by_bits:  # the interpreter has no FP8 tensors
-            out, out_scale = _bytes(out), _bytes(out_scale)
+        # The interpreter has no FP8 tensors.
+        codes, scales = (_bytes(out), _bytes(out_scale)) if by_bits else (out, out_scale)
         strides = (
             *x_strides,
             *_rows(residual, heads)[1:],
-            *rows_of(out, heads)[1:],
+            *_rows(out, heads)[1:],
             *_rows(out_scale, heads)[1:],
             0 if out_scale is None else out_scale.stride(-1),
             *_rows(unquantized_out, heads)[1:],
             *_rows(residual_out, heads)[1:],
         )
-        tensors = (x, residual, weight, scale, out, out_scale, unquantized_out, residual_out)
+        tensors = (x, residual, weight, scale, codes, scales, unquantized_out, residual_out)
         second = (x2_rows, *x2_strides, *_rows(x2_out, x2_heads)[1:])
         launch(
             grid, *tensors, x2, x2_weight, x2_out, rows, tiles, *strides, *second,

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.quantize_body import (
-    amax_bits,
+    amax_of,
+    e4m3fn_value,
     e8m0_byte,
     e8m0_inverse,
     encode_e2m1,
     encode_fp8,
     fp8_scale,
     pack_e2m1,
+    ratio,
     scale_offset,
 )
 from archkey.kernels.rmsnorm_body import norm_tile, row_offsets
@@ -26,41 +28,39 @@ __all__ = ["rmsnorm_quant_body"]
 
 
 @triton.jit
-def _quantise(y, scale, QUANT: tl.constexpr, RULE: tl.constexpr, FNUZ, BY_BITS):
-    """(codes `[R, G, S]` or packed `[R, G, S / 2]`, uint8; scales `[R, G]`, or the given one)."""
+def _quantise(p, rstd, scale, QUANT: tl.constexpr, RULE: tl.constexpr, FNUZ, BY_BITS):
+    """(codes `[R, G, S]` or packed `[R, G, S / 2]`, uint8; scales `[R, G]`, or the given one).
+
+    Of `p * rstd[:, None, None]`. So the largest p of a group is looked for while rstd is being
+    summed up, and FP8 codes take one product each.
+    """
     if QUANT == "fp8_tensor":
         scales = tl.load(scale)
-        codes = encode_fp8(tl.div_rn(y, scales), FNUZ, BY_BITS)
-    elif QUANT == "mxfp4":
-        scales = e8m0_byte(amax_bits(y, 2), RULE)
-        keep = tl.where(scales == 255, 0, 8)[:, :, None]
-        codes = pack_e2m1(encode_e2m1(y * e8m0_inverse(scales)[:, :, None], keep))
-        scales = scales.to(tl.uint8)
-    elif QUANT == "nvfp4":
-        amax = amax_bits(y, 2).to(tl.float32, bitcast=True)
-        whole = tl.load(scale)
-        wanted = tl.div_rn(tl.div_rn(amax, 6.0), whole)
-        scales = encode_fp8(wanted, False, BY_BITS)
-        factor = (_e4m3fn_value(scales) * whole)[:, :, None]
-        # A block whose scale rounds to zero keeps the signs of its values, and divides by nothing.
-        shrunk = tl.where(factor == 0, y * 0.0, tl.div_rn(y, tl.where(factor == 0, 1.0, factor)))
-        keep = tl.where(wanted == wanted, 8, 0)[:, :, None]
-        codes = pack_e2m1(encode_e2m1(shrunk, keep))
+        codes = encode_fp8(p * ratio(rstd, scales)[:, None, None], FNUZ, BY_BITS)
     else:
-        tl.static_assert(QUANT == "fp8_token" or QUANT == "fp8_group")
-        LIMIT: tl.constexpr = 240.0 if FNUZ else 448.0
-        scales = fp8_scale(amax_bits(y, 2), LIMIT, RULE)
-        codes = encode_fp8(tl.div_rn(y, scales[:, :, None]), FNUZ, BY_BITS)
+        rstd = rstd[:, None]
+        amax = amax_of(p, 2) * rstd
+        if QUANT == "mxfp4":
+            scales = e8m0_byte(amax, RULE)
+            keep = tl.where(scales == 255, 0, 8)[:, :, None]
+            y = p * rstd[:, :, None]  # apart: the power of two alone may be too large for rstd
+            codes = pack_e2m1(encode_e2m1(y * e8m0_inverse(scales)[:, :, None], keep))
+        elif QUANT == "nvfp4":
+            whole = tl.load(scale)
+            wanted = tl.div_rn(tl.div_rn(amax, 6.0), whole)
+            # With integers: of a pair that is used twice, Triton 3.6.0's assembler for sm_90 takes
+            # the second byte before the converter has written it.
+            scales = encode_fp8(wanted, False, True)
+            factor = e4m3fn_value(scales) * whole
+            # A block whose scale is rounded to zero keeps its signs, and divides by nothing.
+            shrunk = p * tl.where(factor == 0, 0.0, ratio(rstd, factor))[:, :, None]
+            keep = tl.where(wanted == wanted, 8, 0)[:, :, None]
+            codes = pack_e2m1(encode_e2m1(shrunk, keep))
+        else:
+            tl.static_assert(QUANT == "fp8_token" or QUANT == "fp8_group")
+            scales = fp8_scale(amax, 240.0 if FNUZ else 448.0, RULE)
+            codes = encode_fp8(p * ratio(rstd, scales)[:, :, None], FNUZ, BY_BITS)
     return codes, scales
-
-
-@triton.jit
-def _e4m3fn_value(code):
-    """Float32 value of e4m3fn codes that are not negative."""
-    code = code.to(tl.int32)
-    # As bits of a float32 whose exponent is too small by 120; the product is exact.
-    value = (code << 20).to(tl.float32, bitcast=True) * 2.0**120
-    return tl.where(code == 0x7F, float("nan"), value)
 
 
 @triton.jit
@@ -118,15 +118,16 @@ def _quant_tile(
         value += tl.load(residual + at, mask, other=0.0).to(tl.float32)
     w = tl.load(weight + column, inside, other=0.0).to(tl.float32)
     squares = tl.sum(tl.sum(value * value, axis=2), axis=1)
-    y = value * tl.rsqrt(squares / N + eps)[:, None, None] * (w + weight_bias)
+    p, rstd = value * (w + weight_bias), tl.rsqrt(squares / N + eps)
     if residual_out is not None:
         at = row_offsets(row, HEADS, residual_out_stride, residual_out_head_stride)[:, :, None]
         tl.store(residual_out + at + column, value.to(residual_out.dtype.element_ty), mask)
     if y_out is not None:
         at = row_offsets(row, HEADS, y_stride, y_head_stride)[:, :, None]
+        y = p * rstd[:, None, None]
         tl.store(y_out + at + column, y.to(y_out.dtype.element_ty), mask)
 
-    codes, scales = _quantise(y, scale, QUANT, RULE, FNUZ, BY_BITS)
+    codes, scales = _quantise(p, rstd, scale, QUANT, RULE, FNUZ, BY_BITS)
     at = row_offsets(row, HEADS, out_stride, out_head_stride)[:, :, None]
     if QUANT == "mxfp4" or QUANT == "nvfp4":
         byte = tl.arange(0, SIZE // 2)[None, None, :]
