@@ -11,22 +11,22 @@ __all__ = ["CASES"]
 CASES = tuple(
     Case("mxfp4_linear", model, label, inputs)
     for model, label, inputs in (
-        ("DeepSeek-R1 q_b", "T=8, 1536 to 24576, W4A16", Linear((8,), 1536, 24576)),
+        ("DeepSeek-R1 q_b TP8", "T=8, 1536 to 3072, W4A16", Linear((8,), 1536, 3072)),
         (
             "DeepSeek-R1 q_b TP8",
             "T=500, 1536 to 3072, W4A4 shuffled",
             Linear((500,), 1536, 3072, PACKED, "shuffled_gfx950"),
         ),
-        ("DeepSeek-R1 o", "T=1, 16384 to 7168, W4A16", Linear((1,), 16384, 7168)),
+        ("DeepSeek-R1 o TP8", "T=1, 2048 to 7168, W4A16", Linear((1,), 2048, 7168)),
         (
             "DeepSeek-R1 gate and up TP8",
-            "T=300, 7168 to 4608, W4A4",
-            Linear((300,), 7168, 4608, PACKED),
+            "T=70, 7168 to 4608, W4A4",
+            Linear((70,), 7168, 4608, PACKED),
         ),
         (
             "Qwen3.5-397B q and gate TP4",
-            "T=257, 4096 to 4096, W4A16",
-            Linear((257,), 4096, 4096),
+            "T=130, 4096 to 4096, W4A16",
+            Linear((130,), 4096, 4096),
         ),
         (
             "GPT-OSS-120B gate and up",
