@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""mxfp4_linear: its numbers, what it passes on and keys by, and what it refuses."""
+"""mxfp4_linear: its numbers, and what it passes on and keys by."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from tests.core._linear import BF16, U8, K, N, call_of, packed_call, rand, weights
 
 import archkey
-from archkey.errors import ArgumentTypeError, ArgumentValueError
 from archkey.formats import dequantize_mxfp4, quantize_mxfp4, shuffle_gfx950
 from archkey.kernel import resolve
 from archkey.ops.mxfp4_linear import OPERATORS, Mxfp4LinearProblem
 
 (OPERATOR,) = OPERATORS
-BF16, F16, F32, U8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
-K, N = 96, 20
+F16, F32 = torch.float16, torch.float32
 
 
 class Spy:
@@ -42,26 +41,6 @@ class Spy:
 
     def __call__(self, **call: Any) -> Any:
         return resolve(OPERATOR.function).__wrapped__(self, **call)
-
-
-def rand(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def weights(n: int = N, k: int = K) -> dict[str, Any]:
-    codes, scale = quantize_mxfp4(rand(n, k, dtype=F32, seed=1), "even")
-    return {"weight": codes, "weight_scale": scale}
-
-
-def call_of(*lead: int, dtype: torch.dtype = BF16, k: int = K, **more: Any) -> dict[str, Any]:
-    """A call with float x that is in order."""
-    return {"x": rand(*lead, k, dtype=dtype), **weights(k=k), **more}
-
-
-def packed_call(*lead: int, k: int = K, **more: Any) -> dict[str, Any]:
-    """The same with packed x."""
-    codes, scale = quantize_mxfp4(rand(*lead, k, dtype=F32), "even")
-    return {"x": codes, "x_scale": scale, **weights(k=k), **more}
 
 
 def truth(call: dict[str, Any]) -> torch.Tensor:
@@ -233,153 +212,3 @@ def test_who_serves_the_examples(target: str) -> None:
         assert chosen is not None
         scaled = native and problem.dtype == "uint8"
         assert chosen.id == f"{target}:triton{'_scaled' if scaled else ''}", label
-
-
-# ---- refusals
-
-REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "x of integers": ({"x": torch.zeros(2, K, dtype=torch.int32)}, ArgumentTypeError, "x must"),
-    "x of doubles": ({"x": torch.zeros(2, K).double()}, ArgumentTypeError, "x must"),
-    "x without dimensions": ({"x": torch.zeros(())}, ArgumentValueError, r"x must.*\[.., K\]"),
-    "x of another width": ({"x": torch.zeros(2, 64)}, ArgumentValueError, "x must.*96"),
-    "x by columns": ({"x": torch.zeros(K, 2).T}, ArgumentValueError, "x must.*contiguous"),
-    "x in four dimensions, apart": (
-        {"x": torch.zeros(2, 4, 3, K)[:, :3]},
-        ArgumentValueError,
-        "x must be evenly spaced",
-    ),
-    "packed x without scales": (
-        {"x": torch.zeros(2, K // 2, dtype=U8)},
-        ArgumentValueError,
-        "x_scale must be given",
-    ),
-    "scales of a float x": (
-        {"x_scale": torch.zeros(2, 3, dtype=U8)},
-        ArgumentValueError,
-        "x_scale must be None",
-    ),
-    "a layout of a float x": (
-        {"x_scale_layout": "shuffled_gfx950"},
-        ArgumentValueError,
-        "x_scale_layout must be left alone",
-    ),
-    "an unknown layout": (
-        {"x_scale_layout": "shuffled"},
-        ArgumentValueError,
-        "x_scale_layout must.*shuffled_gfx950",
-    ),
-    "weight of floats": ({"weight": torch.zeros(N, K)}, ArgumentTypeError, "weight must"),
-    "weight of three dimensions": (
-        {"weight": torch.zeros(1, N, K // 2, dtype=U8)},
-        ArgumentValueError,
-        "weight must",
-    ),
-    "no weight": ({"weight": torch.zeros(0, K // 2, dtype=U8)}, ArgumentValueError, "weight must"),
-    "weight by columns": (
-        {"weight": torch.zeros(K // 2, N, dtype=U8).T},
-        ArgumentValueError,
-        "weight must.*contiguous",
-    ),
-    "scales of floats": (
-        {"weight_scale": torch.zeros(N, 3)},
-        ArgumentTypeError,
-        "weight_scale must",
-    ),
-    "scales of too few blocks": (
-        {"weight_scale": torch.zeros(N, 2, dtype=U8)},
-        ArgumentValueError,
-        r"weight_scale must.*\[20, 3\]",
-    ),
-    "scales by columns": (
-        {"weight_scale": torch.zeros(3, N, dtype=U8).T},
-        ArgumentValueError,
-        "weight_scale must.*contiguous",
-    ),
-    "bias of another width": ({"bias": torch.zeros(N + 1)}, ArgumentValueError, "bias must"),
-    "bias of integers": (
-        {"bias": torch.zeros(N, dtype=torch.int32)},
-        ArgumentTypeError,
-        "bias must",
-    ),
-    "out of another shape": ({"out": torch.zeros(3, N)}, ArgumentValueError, "out must"),
-    "out of bytes": ({"out": torch.zeros(2, N, dtype=U8)}, ArgumentTypeError, "out must"),
-    "out over itself": (
-        {"out": torch.zeros(1, N).expand(2, N)},
-        ArgumentValueError,
-        "out must.*overlap",
-    ),
-    "out by columns": ({"out": torch.zeros(N, 2).T}, ArgumentValueError, "out must.*contiguous"),
-    "out unlike out_dtype": (
-        {"out": torch.zeros(2, N), "out_dtype": BF16},
-        ArgumentTypeError,
-        "out must be bfloat16",
-    ),
-    "out_dtype of bytes": ({"out_dtype": U8}, ArgumentTypeError, "out_dtype must"),
-    "x with a gradient": (
-        {"x": torch.zeros(2, K, requires_grad=True)},
-        ArgumentValueError,
-        "free of gradients",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED)
-def test_refuses(what: str) -> None:
-    change, error, message = REFUSED[what]
-    call = call_of(2) | change
-    before = call["out"].clone() if "out" in call else None
-    for _ in range(2):  # what was refused is not remembered as right
-        with pytest.raises(error, match=message):
-            archkey.mxfp4_linear(**call)
-    assert before is None or torch.equal(call["out"], before)
-
-
-REFUSED_PACKED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "scales of other rows": (
-        {"x_scale": torch.zeros(3, 3, dtype=U8)},
-        ArgumentValueError,
-        r"x_scale must.*\[2, 3\]",
-    ),
-    "scales of floats": ({"x_scale": torch.zeros(2, 3)}, ArgumentTypeError, "x_scale must"),
-    "shuffled scales of another size": (
-        {"x_scale_layout": "shuffled_gfx950"},
-        ArgumentValueError,
-        r"x_scale must.*\[256, 8\]",
-    ),
-    "shuffled scales apart": (
-        {"x_scale": torch.zeros(256, 9, dtype=U8)[:, :8], "x_scale_layout": "shuffled_gfx950"},
-        ArgumentValueError,
-        "x_scale must be contiguous",
-    ),
-    "shuffled scales of three dimensions": (
-        {"x": torch.zeros(2, 1, K // 2, dtype=U8), "x_scale_layout": "shuffled_gfx950"},
-        ArgumentValueError,
-        "x must be of shape",
-    ),
-    "packed x of another width": (
-        {"x": torch.zeros(2, K, dtype=U8)},
-        ArgumentValueError,
-        r"x must.*\[2, 48\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", REFUSED_PACKED)
-def test_refuses_with_packed_x(what: str) -> None:
-    change, error, message = REFUSED_PACKED[what]
-    with pytest.raises(error, match=message):
-        archkey.mxfp4_linear(**packed_call(2) | change)
-
-
-def test_refuses_to_write_over_x() -> None:
-    call = call_of(2) | weights(K, K)
-    archkey.mxfp4_linear(**call, out=torch.empty(2, K, dtype=BF16))
-    with pytest.raises(ArgumentValueError, match="out must be another tensor than x"):
-        archkey.mxfp4_linear(**call, out=call["x"])
-
-
-@pytest.mark.parametrize("name", ["weight", "weight_scale", "x_scale", "bias", "out"])
-def test_refuses_another_device(name: str) -> None:
-    call = packed_call(2, bias=rand(N), out=torch.empty(2, N))
-    with pytest.raises(ArgumentValueError, match=f"{name} must be on cpu"):
-        archkey.mxfp4_linear(**call | {name: call[name].to("meta")})

@@ -181,7 +181,6 @@ OPERATORS = (
         examples=MappingProxyType(
             {
                 "DeepSeek-R1 q_b, W4A16": _example(_W4A16, 1536, 24576),
-                "DeepSeek-R1 q_b TP8, W4A4": _example(_W4A4, 1536, 3072, "row"),
                 "DeepSeek-R1 q_b TP8, W4A4 after gfx950's rmsnorm_quant": _example(
                     _W4A4, 1536, 3072, "shuffled_gfx950"
                 ),
