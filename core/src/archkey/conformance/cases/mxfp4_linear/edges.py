@@ -19,10 +19,17 @@ _KINDS: tuple[dict[str, Any], ...] = (
     _SHUFFLED,
 )
 _ROWS: dict[str, Any] = {"tokens": (5,), "k": 144, "n": 48}
+# Whole blocks, which are read 16 bytes at a time, scales by 4.
+_WHOLE: dict[str, Any] = {"tokens": (5,), "k": 512, "n": 128}
 _NEAR: dict[str, Any] = {"tokens": (3,), "k": 64, "n": 17}
 
 _TABLE: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("kinds", _ROWS | kind) for kind in _KINDS),
+    *(
+        ("whole blocks", _WHOLE | kind | {"tokens": (tokens,), "out_dtype": "fp32"})
+        for kind in _KINDS
+        for tokens in (5, 40)
+    ),
     # bfloat16 hides a float16 or a float32 x that was rounded to it; these results do not.
     *(("results in float32", _ROWS | kind | {"out_dtype": "fp32"}) for kind in _KINDS),
     *(
@@ -50,11 +57,16 @@ _TABLE: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     *(("wide scales", _ROWS | kind | {"scales": "wide"}) for kind in (*_KINDS[:1], *_KINDS[2:])),
     *(
-        (f"{scales} scales", _ROWS | kind | {"scales": scales, "out_dtype": "fp32"})
+        (f"{scales} scales", rows | kind | {"scales": scales, "out_dtype": "fp32"})
         for kind in (*_KINDS[:1], *_KINDS[2:])
         for scales in ("least", "largest")
+        for rows in (_ROWS, _WHOLE)
     ),
-    *(("NaN scales", _ROWS | kind | {"scales": "NaN"}) for kind in _KINDS),
+    *(
+        ("NaN scales", rows | kind | {"scales": "NaN"})
+        for kind in _KINDS
+        for rows in (_ROWS, _WHOLE)
+    ),
     *(("x not finite", _ROWS | kind | {"values": "not finite"}) for kind in _KINDS),
     *(("rows of zeros", _ROWS | kind | {"values": "zeros"}) for kind in _KINDS[::3]),
     *(
