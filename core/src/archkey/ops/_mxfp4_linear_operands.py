@@ -47,13 +47,13 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def as_rows(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """`[.., N]` as `[T, N]` or `[T, h, N]`, the same memory."""
-    if tensor.dim() in (2, 3):
+    shape = tensor.shape
+    if len(shape) in (2, 3):
         return tensor
-    *lead, heads, width = 1, 1, *tensor.shape
-    if tensor.dim() == 1:
-        return tensor.view(heads, width)
+    if len(shape) == 1:
+        return tensor.view(1, *shape)
     try:
-        return tensor.view(math.prod(lead), heads, width)
+        return tensor.view(math.prod(shape[:-2]), *shape[-2:])
     except RuntimeError:
         found = f"shape {shape_text(tensor)} with strides {tensor.stride()}"
         hint = "Of more than three dimensions, all before the last two count as one."
