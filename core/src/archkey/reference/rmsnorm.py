@@ -135,7 +135,7 @@ def rmsnorm_quant(
         total32 = x.float() if residual is None else x.float() + residual.float()
         y32 = _norm(total32, weight, eps, weight_bias, cast_to)
     if cast_before_weight:
-        y32 = y32.to(x.dtype).float()
+        y, y32 = y.to(x.dtype).to(compute_dtype), y32.to(x.dtype).float()
     out, out_scale = _quantize(y32, quant, scale, group_size, fp8_dtype, scale_mode)
     if out_scale is not None:
         out_scale = _lay_out(out_scale, quant, scale_layout)
