@@ -24,9 +24,18 @@ if TYPE_CHECKING:
         RmsNormProblem,
     )
 
-__all__ = ["build_fused_add_rmsnorm", "build_fused_qk_rmsnorm", "build_rmsnorm"]
+__all__ = [
+    "POINTERS",
+    "block_of",
+    "build_fused_add_rmsnorm",
+    "build_fused_qk_rmsnorm",
+    "build_rmsnorm",
+    "rows_of",
+    "tile_rows_of",
+]
 
-_POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32"}
+POINTERS = {"bfloat16": "*bf16", "float16": "*fp16", "float32": "*fp32", "uint8": "*u8"}
+"""Triton's name of a pointer to a dtype of torch."""
 _STRIDES = (
     "x_stride",
     "x_head_stride",
@@ -45,7 +54,7 @@ def build_rmsnorm(problem: RmsNormProblem, build: Build) -> Run:
     tuning: RmsNormTuning = build.tuning(problem)
     dtypes = {"x": problem.dtype, "weight": problem.weight_dtype, "out": problem.out_dtype}
     launch = build.compile(_program(problem, tuning, dtypes, problem.width, problem.heads))
-    heads, tile_rows = problem.heads, _tile_rows(problem.width, tuning)
+    heads, tile_rows = problem.heads, tile_rows_of(problem.width, tuning)
 
     def run(
         x: torch.Tensor,
@@ -55,10 +64,10 @@ def build_rmsnorm(problem: RmsNormProblem, build: Build) -> Run:
         cast_before_weight: bool,
         out: torch.Tensor,
     ) -> None:
-        rows, *x_strides = _rows(x, heads)
+        rows, *x_strides = rows_of(x, heads)
         if rows:
             grid = (rmsnorm_programs(rows, tile_rows), 1, 1)
-            strides = (*x_strides, 0, 0, *_rows(out, heads)[1:], 0, 0)
+            strides = (*x_strides, 0, 0, *rows_of(out, heads)[1:], 0, 0)
             tensors = (x, None, weight, out, None, None, None, None)
             launch(grid, *tensors, rows, *strides, 0, 0, 0, 0, 0, eps, 0.0, weight_bias)
 
@@ -76,7 +85,7 @@ def build_fused_add_rmsnorm(problem: FusedAddRmsNormProblem, build: Build) -> Ru
         "residual_out": problem.residual_dtype,
     }
     launch = build.compile(_program(problem, tuning, dtypes, problem.width, problem.heads))
-    heads, tile_rows = problem.heads, _tile_rows(problem.width, tuning)
+    heads, tile_rows = problem.heads, tile_rows_of(problem.width, tuning)
 
     def run(
         x: torch.Tensor,
@@ -88,14 +97,14 @@ def build_fused_add_rmsnorm(problem: FusedAddRmsNormProblem, build: Build) -> Ru
         out: torch.Tensor,
         residual_out: torch.Tensor,
     ) -> None:
-        rows, *x_strides = _rows(x, heads)
+        rows, *x_strides = rows_of(x, heads)
         if rows:
             grid = (rmsnorm_programs(rows, tile_rows), 1, 1)
             strides = (
                 *x_strides,
-                *_rows(residual, heads)[1:],
-                *_rows(out, heads)[1:],
-                *_rows(residual_out, heads)[1:],
+                *rows_of(residual, heads)[1:],
+                *rows_of(out, heads)[1:],
+                *rows_of(residual_out, heads)[1:],
             )
             tensors = (x, residual, weight, out, residual_out, None, None, None)
             launch(grid, *tensors, rows, *strides, 0, 0, 0, 0, 0, eps, 0.0, weight_bias)
@@ -118,7 +127,7 @@ def build_fused_qk_rmsnorm(problem: FusedQkRmsNormProblem, build: Build) -> Run:
         dtypes |= {"k": problem.dtype, "k_weight": problem.weight_dtype, "k_out": problem.out_dtype}
     second = (problem.k_width, problem.k_heads) if both else (0, 1)
     launch = build.compile(_program(problem, tuning, dtypes, width, heads, *second))
-    tile_rows, k_tile_rows = _tile_rows(width, tuning), _tile_rows(second[0], tuning)
+    tile_rows, k_tile_rows = tile_rows_of(width, tuning), tile_rows_of(second[0], tuning)
     k_heads = problem.k_heads
 
     def run(
@@ -133,19 +142,19 @@ def build_fused_qk_rmsnorm(problem: FusedQkRmsNormProblem, build: Build) -> Run:
         q_out: torch.Tensor | None,
         k_out: torch.Tensor,
     ) -> None:
-        k_rows, *k_strides = _rows(k, k_heads)
+        k_rows, *k_strides = rows_of(k, k_heads)
         if not k_rows:
             return
-        k_strides += _rows(k_out, k_heads)[1:]
+        k_strides += rows_of(k_out, k_heads)[1:]
         if q is None or q_out is None:
             grid = (rmsnorm_programs(k_rows, tile_rows), 1, 1)
             strides = (*k_strides[:2], 0, 0, *k_strides[2:], 0, 0)
             alone = (k, None, k_weight, k_out, None, None, None, None)
             launch(grid, *alone, k_rows, *strides, 0, 0, 0, 0, 0, k_eps, 0.0, weight_bias)
         else:
-            rows, *q_strides = _rows(q, heads)
+            rows, *q_strides = rows_of(q, heads)
             grid = (rmsnorm_programs(rows, tile_rows, k_rows, k_tile_rows), 1, 1)
-            strides = (*q_strides, 0, 0, *_rows(q_out, heads)[1:], 0, 0)
+            strides = (*q_strides, 0, 0, *rows_of(q_out, heads)[1:], 0, 0)
             tensors = (q, None, q_weight, q_out, None, k, k_weight, k_out)
             launch(grid, *tensors, rows, *strides, k_rows, *k_strides, q_eps, k_eps, weight_bias)
 
@@ -163,7 +172,7 @@ def _program(
 ) -> Program:
     """The body for `problem`; tensors without a dtype are absent."""
     tensors = ("x", "residual", "weight", "out", "residual_out", "k", "k_weight", "k_out")
-    pointers = {name: _POINTERS[dtypes[name]] if name in dtypes else None for name in tensors}
+    pointers = {name: POINTERS[dtypes[name]] if name in dtypes else None for name in tensors}
     strides = dict.fromkeys(_STRIDES, "i64"), dict.fromkeys(_K_STRIDES, "i64")
     aligned = {*(name for name in tensors if name in dtypes), *_STRIDES, *_K_STRIDES}
     options: dict[str, Any] = {"num_warps": tuning.num_warps}
@@ -182,12 +191,12 @@ def _program(
         constants={
             "N": width,
             "HEADS": heads,
-            "BLOCK": _block(width, tuning),
-            "TILE_ROWS": _tile_rows(width, tuning),
+            "BLOCK": block_of(width, tuning),
+            "TILE_ROWS": tile_rows_of(width, tuning),
             "K_N": k_width,
             "K_HEADS": k_heads,
-            "K_BLOCK": _block(k_width, tuning),
-            "K_TILE_ROWS": _tile_rows(k_width, tuning),
+            "K_BLOCK": block_of(k_width, tuning),
+            "K_TILE_ROWS": tile_rows_of(k_width, tuning),
             "CAST_BEFORE_WEIGHT": problem.cast_before_weight,
             "USE_PDL": problem.pdl,
         },
@@ -196,17 +205,17 @@ def _program(
     )
 
 
-def _block(width: int, tuning: RmsNormTuning) -> int:
+def block_of(width: int, tuning: RmsNormTuning) -> int:
     """Columns a program works on at once: the row rounded up to a power of two, if it fits."""
     return min(1 << max(width - 1, 0).bit_length(), tuning.block)
 
 
-def _tile_rows(width: int, tuning: RmsNormTuning) -> int:
+def tile_rows_of(width: int, tuning: RmsNormTuning) -> int:
     """Rows of a program."""
-    return max(1, tuning.tile // _block(width, tuning))
+    return max(1, tuning.tile // block_of(width, tuning))
 
 
-def _rows(tensor: torch.Tensor, heads: int) -> tuple[int, int, int]:
+def rows_of(tensor: torch.Tensor, heads: int) -> tuple[int, int, int]:
     """(rows, stride from token to token, stride from head to head) [elements]."""
     shape, strides = tensor.shape, tensor.stride()
     if len(shape) == 2:

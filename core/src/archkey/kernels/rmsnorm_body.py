@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["rmsnorm_body", "rmsnorm_programs"]
+__all__ = ["norm_tile", "rmsnorm_body", "rmsnorm_programs", "row_offsets"]
 
 
 def rmsnorm_programs(rows: int, tile_rows: int, k_rows: int = 0, k_tile_rows: int = 1) -> int:
@@ -23,7 +23,7 @@ def rmsnorm_programs(rows: int, tile_rows: int, k_rows: int = 0, k_tile_rows: in
 
 
 @triton.jit
-def _row_offsets(row, HEADS: tl.constexpr, stride, head_stride):
+def row_offsets(row, HEADS: tl.constexpr, stride, head_stride):
     """Element offset of each row; row `t * HEADS + h` is head h of token t."""
     token = row // HEADS
     offsets = token.to(tl.int64) * stride  # 64 bits: 2^31 elements are 300k rows of 7168
@@ -56,7 +56,7 @@ def _store(
 
 
 @triton.jit
-def _norm_tile(
+def norm_tile(
     tile,  # which TILE_ROWS rows
     x,
     residual,
@@ -83,11 +83,11 @@ def _norm_tile(
     """The norm of one tile of rows."""
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
     live = (row < rows)[:, None]
-    x += _row_offsets(row, HEADS, x_stride, x_head_stride)
-    out += _row_offsets(row, HEADS, out_stride, out_head_stride)
+    x += row_offsets(row, HEADS, x_stride, x_head_stride)
+    out += row_offsets(row, HEADS, out_stride, out_head_stride)
     if residual is not None:
-        residual += _row_offsets(row, HEADS, residual_stride, residual_head_stride)
-        residual_out += _row_offsets(row, HEADS, residual_out_stride, residual_out_head_stride)
+        residual += row_offsets(row, HEADS, residual_stride, residual_head_stride)
+        residual_out += row_offsets(row, HEADS, residual_out_stride, residual_out_head_stride)
     columns = tl.arange(0, BLOCK)[None, :]
     if N <= BLOCK:
         mask = live & (columns < N)
@@ -160,7 +160,7 @@ def rmsnorm_body(
     program = tl.program_id(0)
     first = tl.cdiv(rows, TILE_ROWS)
     if k is None or program < first:
-        _norm_tile(
+        norm_tile(
             program,
             x,
             residual,
@@ -185,7 +185,7 @@ def rmsnorm_body(
             CAST_BEFORE_WEIGHT,
         )
     else:
-        _norm_tile(
+        norm_tile(
             program - first,
             k,
             None,

@@ -26,4 +26,4 @@ def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]
 @archkey.hookimpl
 def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     """The shared bodies with this architecture's numbers."""
-    yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"])
+    yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
