@@ -2,7 +2,8 @@
 """Vector instructions that convert between number formats.
 
 FP8 means fnuz on gfx942 and OCP on gfx950. Source: CDNA3 and CDNA4 ISA references, VOP1 and VOP3
-instructions; the mode bit FP16_OVFL says what an FP8 overflow becomes.
+instructions. The mode bit FP16_OVFL says what an FP8 overflow becomes: the largest number, of an
+infinity too, or what stands for too much. Float16 overflows to infinity in either mode.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from archkey.conformance.emulation import scaled
 from archkey.conformance.emulation.builders import Builder, Labels, Step
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.numbers import bf16_bits, bf16_values, decode, encode
@@ -150,7 +152,7 @@ def of_target(target: str) -> dict[str, Builder]:
         found[f"v_cvt_f32_{name}"] = built(_decode_one(form))
         found[f"v_cvt_pk_f32_{name}"] = _decode_pair(form)
         found[f"v_cvt_pk_{name}_f32"] = _encode_pair(form)
-    return found
+    return {**found, **scaled.builders(FP8[target])} if target == "gfx950" else found
 
 
 TABLE: dict[str, Builder] = {name: built(alu) for name, alu in _ALU.items()}

@@ -224,26 +224,37 @@ _ALU: dict[str, Alu] = {
 }
 
 
-def _bitop3(instruction: Instruction, labels: Labels) -> Step:
-    """v_bitop3_b32: any function of three bits; bit 4a + 2b + c of the table is its value."""
-    table = instruction.number("bitop3")
-    found = [operand(text) for text in instruction.operands]
-    reads, write = [reader(source, "u32") for source in found[1:]], writer(found[0], "u32")
+def _bitop3(kind: str) -> Builder:
+    """Any function of three bits: bit 4a + 2b + c of the modifier's table is its value.
 
-    def step(w: Wave) -> None:
-        a, b, c = (read(w) for read in reads)
-        result = np.zeros(LANES, _U32)
-        for row in range(8):
-            if table >> row & 1:
-                result |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
-        write(w, result)
+    The 16-bit form keeps the upper half of its destination.
+    """
 
-    return step
+    def build(instruction: Instruction, labels: Labels) -> Step:
+        table = instruction.number("bitop3")
+        to, *sources = (operand(text) for text in instruction.operands)
+        *chosen, half = instruction.bits("op_sel", 0, 4)
+        reads = [reader(s, kind, n) for s, n in zip(sources, chosen, strict=True)]
+        write = writer(to, kind, half)
+
+        def step(w: Wave) -> None:
+            a, b, c = (read(w) for read in reads)
+            result = np.zeros_like(a)
+            for row in range(8):
+                if table >> row & 1:
+                    terms = (a if row & 4 else ~a), (b if row & 2 else ~b), (c if row & 1 else ~c)
+                    result = result | terms[0] & terms[1] & terms[2]
+            write(w, result)
+
+        return step
+
+    return build
 
 
 TABLE: dict[str, Builder] = {
     **{name: built(alu) for name, alu in _ALU.items()},
     # float signs mean bits here: v_cndmask_b32 v0, -v1, |v2|, vcc
     "v_cndmask_b32": built(Alu(_choose, ("f32", "f32", "mask"), ("f32",))),
-    "v_bitop3_b32": _bitop3,
+    "v_bitop3_b32": _bitop3("u32"),
+    "v_bitop3_b16": _bitop3("u16"),
 }
