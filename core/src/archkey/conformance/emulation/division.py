@@ -47,7 +47,8 @@ def _scale(a: Array, denominator: Array, numerator: Array) -> tuple[Array, Array
         np.full_like(a, np.nan),
         np.where(is_denominator, up, a),
         up,
-        np.where(is_denominator, up, a),
+        # The reference writes 2^64 here, which would overflow: with 2^-64 the quotient is exact.
+        np.where(is_denominator, down, a),
         down,
         np.where(is_numerator, up, a),
         up,
@@ -66,7 +67,8 @@ def _fmas(a: Array, b: Array, c: Array, back: Array) -> Array:
 
 def _fixup(quotient: Array, denominator: Array, numerator: Array) -> Array:
     sign = np.signbit(denominator) ^ np.signbit(numerator)
-    bare = np.abs(quotient)
+    # Of two numbers, only a quotient that overflowed on the way is NaN.
+    bare = np.where(np.isnan(quotient), np.float32(np.inf), np.abs(quotient))
     nothing = ((denominator == 0) & (numerator == 0)) | (
         np.isinf(denominator) & np.isinf(numerator)
     )
