@@ -124,6 +124,8 @@ def test_a_product_rounded_twice_would_differ() -> None:
     c = np.array([-(2.0**-11)], "f4")
     assert fma(middle, middle, c)[0] == 1.0
     more = np.array([2.0**-12 * (1 + 2.0**-23)], "f4")
-    assert fma(more, np.array([2.0**-12], "f4"), one)[0] == np.nextafter(np.float32(1), np.float32(2))
+    assert fma(more, np.array([2.0**-12], "f4"), one)[0] == np.nextafter(
+        np.float32(1), np.float32(2)
+    )
     less = np.array([2.0**-12 * (1 - 2.0**-24)], "f4")
     assert fma(less, np.array([2.0**-12], "f4"), one)[0] == 1.0

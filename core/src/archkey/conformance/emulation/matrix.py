@@ -68,11 +68,18 @@ def _nibbles(raw: Array) -> Array:
     return decode(np.stack([raw & 15, raw >> 4], -1).reshape(len(raw), -1), "e2m1")
 
 
+def _xf32(raw: Array) -> Array:
+    """float32 with 10 bits after the point: to the nearest, ties to even."""
+    bits = raw.view(np.uint32)
+    return ((bits + 0xFFF + (bits >> 13 & 1)) & ~np.uint32(0x1FFF)).view(np.float32)
+
+
 _DECODE: dict[str, Decode] = {
     "f32": lambda raw: raw.view(np.float32),
     "f16": lambda raw: raw.view(np.float16),
     "bf16": lambda raw: bf16_values(raw.view(np.uint16)),
     "i8": lambda raw: raw.view(np.int8),
+    "xf32": _xf32,
     "e2m1": _nibbles,
 }
 
@@ -81,7 +88,7 @@ def _decoder(form: str) -> Decode:
     return _DECODE[form] if form in _DECODE else lambda raw: decode(raw, form)
 
 
-_BITS = {"f32": 32, "f16": 16, "bf16": 16, "e2m1": 4}
+_BITS = {"f32": 32, "xf32": 32, "f16": 16, "bf16": 16, "e2m1": 4}
 
 
 def _lanes(source: Operand, words: int) -> Callable[[Wave], Array]:
@@ -200,6 +207,7 @@ _PLAIN = {
     **{"f32_16x16x16_bf16": (16, 16, "bf16"), "f32_32x32x8_bf16": (32, 8, "bf16")},
     **{"i32_16x16x32_i8": (16, 32, "i8"), "i32_32x32x16_i8": (32, 16, "i8")},
 }
+_OF_GFX942 = {"f32_16x16x8_xf32": (16, 8, "xf32"), "f32_32x32x4_xf32": (32, 4, "xf32")}
 _OF_GFX950 = {
     **{"f32_16x16x32_f16": (16, 32, "f16"), "f32_32x32x16_f16": (32, 16, "f16")},
     **{"f32_16x16x32_bf16": (16, 32, "bf16"), "f32_32x32x16_bf16": (32, 16, "bf16")},
@@ -225,8 +233,8 @@ def of_target(target: str) -> dict[str, Builder]:
         for a in names
         for b in names
     }
+    found |= _named(_OF_GFX942 if target == "gfx942" else _OF_GFX950)
     if target == "gfx950":
-        found |= _named(_OF_GFX950)
         for m, k in ((16, 128), (32, 64)):
             found[f"v_mfma_f32_{m}x{m}x{k}_f8f6f4"] = _f8f6f4(Tile(m, k), names)
             found[f"v_mfma_scale_f32_{m}x{m}x{k}_f8f6f4"] = _scaled(Tile(m, k), names)

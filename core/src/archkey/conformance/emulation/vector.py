@@ -102,8 +102,13 @@ def _straight(
 
 
 def _finished(instruction: Instruction, alu: Alu) -> Callable[..., Any]:
-    """With the output modifiers of floats: mul:2, mul:4, div:2, clamp (NaN becomes 0)."""
+    """With the output modifiers: clamp, and of floats mul:2, mul:4, div:2.
+
+    clamp  a float into [0, 1], NaN becomes 0; an integer sum into the range of its kind
+    """
     apply = alu.apply
+    if alu.to[0] in ("u16", "i16", "u32", "i32") and len(alu.to) == 1:
+        return _saturating(apply, KINDS[alu.to[0]]) if instruction.flag("clamp") else apply
     if alu.to[0] not in ("f32", "f16", "f64"):
         return apply
     factor = 1.0
@@ -121,6 +126,17 @@ def _finished(instruction: Instruction, alu: Alu) -> Callable[..., Any]:
     def finished(*sources: Array) -> Array:
         result = apply(*sources) * dtype(factor)
         return np.where(result > 0, np.minimum(result, dtype(1)), dtype(0)) if clamp else result
+
+    return finished
+
+
+def _saturating(apply: Callable[..., Any], dtype: np.dtype[Any]) -> Callable[..., Array]:
+    """For sums and differences: in 64 bits, and then into the range."""
+    limits = np.iinfo(dtype)
+
+    def finished(*sources: Array) -> Array:
+        wide = apply(*(source.astype(np.int64) for source in sources))
+        return np.clip(wide, limits.min, limits.max).astype(dtype)
 
     return finished
 
