@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tests.emulation.machine import EDGES, LANE, bits, numbers, one, one_float, run, wave
 
 A, B, C = numbers(1, 20), numbers(2, 20), numbers(3, 20)

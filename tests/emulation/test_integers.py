@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
 from tests.emulation.machine import LANE, one, run, wave
 
 RANDOM = np.random.default_rng(11)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from tests.emulation.machine import LANE, one, run, wave
 
 NONE = -1
@@ -50,8 +49,8 @@ def test_dpp(control: str) -> None:
 
 
 def test_dpp_writes_some_rows_and_banks() -> None:
-    line = "v_add_u32_dpp v0, v1, v2 row_ror:0 row_mask:0xa bank_mask:0x3"
-    found = one(line.replace("row_ror:0", "quad_perm:[0,1,2,3]"), v0=OLD, v1=VALUE, v2=VALUE)
+    line = "v_add_u32_dpp v0, v1, v2 quad_perm:[0,1,2,3] row_mask:0xa bank_mask:0x3"
+    found = one(line, v0=OLD, v1=VALUE, v2=VALUE)
     written = ((LANE // 16) % 2 == 1) & (LANE % 16 < 8)
     np.testing.assert_array_equal(found, np.where(written, 2 * VALUE, OLD))
 

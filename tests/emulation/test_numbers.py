@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from tests.emulation.machine import EDGES
 
 from archkey.conformance.emulation.numbers import (
     bf16_bits,
@@ -17,7 +18,6 @@ from archkey.conformance.emulation.numbers import (
     encode,
     fma,
 )
-from tests.emulation.machine import EDGES
 
 TORCH = {
     "e4m3fn": torch.float8_e4m3fn,
