@@ -107,7 +107,6 @@ def full() -> dict[str, Any]:
             "seed": 0,
             "samples": 30,
             "warmup": 5,
-            "sweep_bytes": 201326592,
             "quick": False,
         },
         "ceilings": [

@@ -47,7 +47,8 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     machine, arch = TARGETS[target]
     code = _PREPARE.format(target=target)
     limit, rows = json.loads(run_python(code, TRITON_INTERPRET="0"))
-    assert {row[0] for row in rows} >= {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"}
+    family = {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"}
+    assert {row[0] for row in rows} >= family
     for operator, label, kernel, magic, found, flags, shared in rows:
         where = f"{operator}, {label}"
         assert kernel.endswith(":triton"), where

@@ -14,6 +14,7 @@ import torch
 import archkey
 from archkey.conformance.case import Case, Maker
 from archkey.conformance.cases.rmsnorm import models as cases
+from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
 from archkey.conformance.judge import judge
 
 TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
@@ -27,12 +28,30 @@ SMALL = (  # the interpreter works through one program after the other
     cases.qk_norm(tokens=3, q_lora=1536, kv_lora=512, rope=64, dtype=torch.float32),
     cases.qk_norm(tokens=3, q_lora=0, kv_lora=512, rope=64, dtype=torch.float16),
 )
+# Each kind of quantisation with each rule and layout of scales, ties, thresholds, NaN.
+QUANT = [
+    case
+    for case in QUANT_EDGES
+    if case.model in ("kinds", "ties", "thresholds of scales", "NaN and infinity", "second norm")
+]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.operator} {case.label}")
 def test_kernel_agrees_with_reference(target: str, case: Case) -> None:
     result = judge(archkey.open(target), case)
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinities and NaN are meant
+@pytest.mark.parametrize("target", ["cuda_sm90", "rocm_gfx942"])  # one of each flavour of FP8
+@pytest.mark.parametrize("case", QUANT, ids=lambda case: case.name)
+def test_kinds_of_quantisation_agree_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case, level="interpreted")
+    if result.skipped:  # the operator refuses it there
+        assert "nvfp4" in case.label and target.startswith("rocm"), result
+        return
     assert result.kernel == f"{target}:triton"
     assert result.passed, result
 

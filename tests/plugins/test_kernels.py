@@ -12,7 +12,9 @@ TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("operator", ["rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm"])
+@pytest.mark.parametrize(
+    "operator", ["rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"]
+)
 def test_examples_get_the_shared_body(target: str, operator: str) -> None:
     session = archkey.open(target)
     for label, problem in OPERATORS[operator].examples.items():

@@ -2,9 +2,11 @@
 """How long calls take on a device.
 
 On an accelerator each call is captured in a graph of its own and replayed between two events;
-before each replay a sweep overwrites the last-level cache, and the inputs rotate. So host work is
-not in the time, and the caches are as cold as in an engine that has just run another layer. What
-cannot be captured is launched between events, and says so in `Timing.method`.
+before each replay a sweep reads more than the last-level cache holds, and the inputs rotate. So
+host work is not in the time, and the caches are as cold as in an engine that has just run another
+layer. (A sweep that writes would leave lines which the timed call has to write back: 4 us of
+somebody else's work on an H200.) What cannot be captured is launched between events, and says so
+in `Timing.method`.
 
 Matrix products without a pause heat a card until it halves its clock, and the next entrant would
 pay for the one before. So the card rests between long calls, and the clock it ran at is kept.
@@ -48,7 +50,7 @@ class Clock:
             cache = torch.cuda.get_device_properties(device).L2_cache_size
             # AMD's last-level cache of 256 MiB is not what torch states as L2.
             size = max(3 * cache, 192 << 20) if torch.version.hip is None else 768 << 20
-            self._sweep = torch.empty(size, dtype=torch.int8, device=device)
+            self._sweep = torch.zeros(size // 4, device=device)
 
     def time(self, calls: Sequence[Call]) -> Timing:
         """The time of one call; `calls` are the same call on different inputs.
@@ -102,7 +104,7 @@ class Clock:
         """Milliseconds of `call` on the device after a sweep of its cache."""
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         sweep: Any = self._sweep
-        sweep.zero_()
+        sweep.sum()
         start.record()
         call()
         end.record()

@@ -104,11 +104,11 @@ def e4m3fn_value(code):
 
 @triton.jit
 def encode_e2m1(value, keep_sign):
-    """e2m1 codes 0..15, uint8, to nearest even, saturating at 6. NaN is 7 where keep_sign is 0.
+    """e2m1 codes 0..15, int32, to nearest even, saturating at 6. NaN is 7 where keep_sign is 0.
 
     keep_sign  8, or 0 for the blocks that hold a NaN
     """
-    signed = value.to(tl.int32, bitcast=True)
+    sign = (value.to(tl.uint32, bitcast=True) >> 28).to(tl.int32) & keep_sign
     value = tl.clamp(value, -6.0, 6.0, propagate_nan=_ALL)
     exponent = tl.maximum(value.to(tl.int32, bitcast=True) & 0x7F800000, 0x3F800000)
     # One unit in the last place of this number is the step between codes (0.5 below 2, then 1 and
@@ -117,17 +117,20 @@ def encode_e2m1(value, keep_sign):
     rounded = (value + magic) - magic
     # As a float32 with the smallest exponents, 0.5 becomes subnormal: bits are then those of e2m1.
     small = (rounded * 1.1754943508222875e-38).to(tl.int32, bitcast=True)  # 2^-126
-    return (((small >> 22) & 7) | ((signed >> 28) & keep_sign)).to(tl.uint8)
+    return ((small >> 22) & 7) | sign
 
 
 @triton.jit
 def pack_e2m1(code):
-    """Two codes a byte, the even column's in the low nibble: `[.., N]` to `[.., N / 2]`, 3-D."""
+    """Two codes a byte, uint8, the even one in the low nibble: `[A, B, N]` to `[A, B, N / 2]`.
+
+    Packed as int32: registers have no bytes.
+    """
     A: tl.constexpr = code.shape[0]
     B: tl.constexpr = code.shape[1]
     C: tl.constexpr = code.shape[2]
     even, odd = tl.split(tl.reshape(code, [A, B, C // 2, 2]))
-    return even | (odd << 4)
+    return (even | (odd << 4)).to(tl.uint8)
 
 
 @triton.jit
