@@ -9,7 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from archkey.kernels.rmsnorm import _rows
+from archkey.kernels.rmsnorm import rows_of
 from archkey.launch import Build, Program
 
 
@@ -45,9 +45,9 @@ def _rmsnorm(wide: bool) -> Callable[[Any, Build], Callable[..., None]]:
         )
 
         def run(x: Any, weight: Any, eps: float, bias: float, cast: bool, out: Any) -> None:
-            rows, x_stride, _ = _rows(x, 1)
+            rows, x_stride, _ = rows_of(x, 1)
             if rows:
-                strides = x_stride, _rows(out, 1)[1]
+                strides = x_stride, rows_of(out, 1)[1]
                 launch((rows, 1, 1), x, weight, out, *strides, eps, bias)
 
         return run
