@@ -125,3 +125,28 @@ def test_block_scales(m: int, k: int) -> None:
     scaled = values * np.exp2(np.repeat(scales, 32, axis=2) - 127.0)
     found = gather(on.registers[256 : 256 + count].view(np.float32), m)
     np.testing.assert_allclose(found, scaled[0] @ scaled[1].T, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("number", "exponent", "mantissa"), [(2, 2, 3), (3, 3, 2)])
+def test_six_bits(number: int, exponent: int, mantissa: int) -> None:
+    """FP6 against FP8 that holds the same values: e2m3 and e3m2 are in e4m3's range."""
+    m, k = 16, 128
+    codes = np.random.default_rng(4).integers(0, 64, (m, k))
+    fraction, power = codes & ((1 << mantissa) - 1), codes >> mantissa & ((1 << exponent) - 1)
+    bias = (1 << (exponent - 1)) - 1
+    whole = np.where(power > 0, fraction + (1 << mantissa), fraction)
+    values = np.ldexp(whole.astype(float), np.maximum(power, 1) - bias - mantissa)
+    values = np.where(codes >> 5, -values, values)
+    held = np.zeros((64, 32), np.int64)
+    for row in range(m):
+        for at in range(k):
+            held[row + m * (at // 32), at % 32] = codes[row, at]
+    bits = (held[..., None] >> np.arange(6) & 1).reshape(64, -1)
+    left = np.packbits(bits, axis=1, bitorder="little").view(np.uint32).T
+    right = spread(torch.eye(m, k).to(torch.float8_e4m3fn), m, 8)
+    registers = {f"v{n}": row.copy() for n, row in enumerate(left)}
+    registers |= {f"v{16 + n}": row for n, row in enumerate(right)}
+    line = f"v_mfma_f32_16x16x128_f8f6f4 a[0:3], v[0:5], v[16:23], 0 cbsz:{number}"
+    on = run(wave(**registers), line, target="gfx950")
+    found = gather(on.registers[256:260].view(np.float32), m)
+    np.testing.assert_array_equal(found, values[:, :16])

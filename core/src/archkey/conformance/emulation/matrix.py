@@ -68,6 +68,12 @@ def _nibbles(raw: Array) -> Array:
     return decode(np.stack([raw & 15, raw >> 4], -1).reshape(len(raw), -1), "e2m1")
 
 
+def _sixes(raw: Array) -> Array:
+    """Codes of 6 bits, one after the other."""
+    bits = np.unpackbits(raw, axis=1, bitorder="little").reshape(len(raw), -1, 6)
+    return bits @ (1 << np.arange(6))
+
+
 def _xf32(raw: Array) -> Array:
     """float32 with 10 bits after the point: to the nearest, ties to even."""
     bits = raw.view(np.uint32)
@@ -81,6 +87,8 @@ _DECODE: dict[str, Decode] = {
     "i8": lambda raw: raw.view(np.int8),
     "xf32": _xf32,
     "e2m1": _nibbles,
+    "e2m3": lambda raw: decode(_sixes(raw), "e2m3"),
+    "e3m2": lambda raw: decode(_sixes(raw), "e3m2"),
 }
 
 
@@ -88,7 +96,7 @@ def _decoder(form: str) -> Decode:
     return _DECODE[form] if form in _DECODE else lambda raw: decode(raw, form)
 
 
-_BITS = {"f32": 32, "xf32": 32, "f16": 16, "bf16": 16, "e2m1": 4}
+_BITS = {"f32": 32, "xf32": 32, "f16": 16, "bf16": 16, "e2m3": 6, "e3m2": 6, "e2m1": 4}
 
 
 def _lanes(source: Operand, words: int) -> Callable[[Wave], Array]:
@@ -158,9 +166,8 @@ def _sides(instruction: Instruction, tile: Tile, names: dict[str, str]) -> tuple
     for text, modifier in zip(instruction.operands[1:3], ("cbsz", "blgp"), strict=True):
         name = _F8F6F4[instruction.number(modifier)]
         form = names.get(name, name)
-        if form in ("e2m3", "e3m2"):
-            raise UnknownInstruction(f"FP6 operands are not there yet: {instruction}")
-        sides.append(_Side(operand(text), tile, form, split=form != "e2m1"))
+        # Only 8-bit elements come in two runs: see above.
+        sides.append(_Side(operand(text), tile, form, split=form not in _BITS))
     return sides[0], sides[1]
 
 

@@ -146,7 +146,8 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     product, addend = a.astype(np.float64) * b, c.astype(np.float64)
     total = product + addend
     bits = total.view(np.int64)
-    if ((bits & _BELOW) == _TIE).any() or (np.abs(total) < _SMALLEST).any():
+    subnormal = (np.abs(total) < _SMALLEST) & (total != 0)
+    if ((bits & _BELOW) == _TIE).any() or subnormal.any():
         total = to_odd(product, addend, total)
     return total.astype(np.float32)
 
