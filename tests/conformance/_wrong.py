@@ -46,12 +46,12 @@ def name_of(case: Case) -> str:
 
 
 def named(operator: str, about: str) -> list[Case]:
-    """The edge cases of `operator` that are about that; at least one."""
+    """The cases of `operator` that are about that; at least one."""
     model, _, label = about.partition(": ")
     wanted = set(filter(None, label.split(", ")))
     found = [
         case
-        for case in edges(operator)
+        for case in cases_of(OPERATORS[operator])
         if case.model == model and wanted <= set(case.label.split(", "))
     ]
     assert found, f"no case of {operator} is about {about}"
@@ -179,6 +179,53 @@ def written_in_32_bits(name: str) -> Wrong:
             near, result = _near(out), results.pop(name).to(out.dtype)
             _bytes(out)[near] = _bytes(result)[near]
         return results
+
+    return wrong
+
+
+def strides_of(name: str, other: str, first: int = 0) -> Wrong:
+    """An input read, or an output written, with strides of another tensor of as many dimensions.
+
+    first  from which dimension on: 1 for the stride between heads alone
+    """
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        tensor, like = ((inputs | outputs)[key] for key in (name, other))
+        if tensor is None or like is None or not first < tensor.dim() - 1 == like.dim() - 1:
+            return right(**inputs)
+        strides = (*tensor.stride()[:first], *like.stride()[first:-1], 1)
+        if name in inputs:
+            return right(**inputs | {name: tensor.as_strided(tensor.shape, strides)})
+        results = right(**inputs)
+        tensor.as_strided(tensor.shape, strides).copy_(results.pop(name))
+        return results
+
+    return wrong
+
+
+def in_16_bits_of_rows(name: str) -> Wrong:
+    """Rows of an output from 65535 on stay unwritten: where a grid's second dimension ends."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results, out = right(**inputs), outputs[name]
+        near = results.pop(name).flatten(0, -2)[:65535].to(out.dtype)
+        out.view(-1, out.shape[-1])[:65535] = near
+        return results
+
+    return wrong
+
+
+def read_after_write(name: str) -> Wrong:
+    """The first 8192 columns of an output are stored, then its input is read for the others."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        out = outputs[name]
+        if out is None or out.shape[-1] <= 8192:
+            return right(**inputs)
+        first = right(**inputs)[name][..., :8192].to(out.dtype)
+        out[..., :8192] = first
+        results = right(**inputs)
+        return results | {name: torch.cat([first, results[name][..., 8192:].to(out.dtype)], -1)}
 
     return wrong
 

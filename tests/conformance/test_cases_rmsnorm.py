@@ -19,9 +19,12 @@ from tests.conformance._wrong import (
     contiguous,
     edges,
     given,
+    in_16_bits_of_rows,
     last_unwritten,
     packed,
+    read_after_write,
     read_in_32_bits,
+    strides_of,
     written_in_32_bits,
 )
 
@@ -166,10 +169,15 @@ _ANY: tuple[tuple[str, str, Wrong], ...] = (
         "one row for all",
         given(x=lambda x: packed(x) if x.dim() == 2 else x),
     ),
+    ("second read after the write", "out is x", read_after_write("out")),
+    ("rows past the grid", "131072 rows", in_16_bits_of_rows("out")),
 )
+
+_OWN_WAY = "each heads apart in its own way"
 
 MISTAKES: tuple[Mistake, ...] = (
     *((operator, *row) for operator in FAMILY[:2] for row in _ANY),
+    ("rmsnorm", "out written like x", "strided rows", strides_of("out", "x")),
     ("rmsnorm", "heads at 32-bit offsets", "far heads", read_in_32_bits("x")),
     ("rmsnorm", "out at 32-bit offsets", "far out", written_in_32_bits("out")),
     ("fused_add_rmsnorm", "no residual", "in place", given(residual=torch.zeros_like)),
@@ -185,6 +193,48 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     ("fused_add_rmsnorm", "out at 32 bits", "far rows", written_in_32_bits("out")),
     ("fused_add_rmsnorm", "sum at 32 bits", "far rows", written_in_32_bits("residual_out")),
+    *(
+        ("fused_add_rmsnorm", "heads at 32 bits", "far heads", wrong)
+        for wrong in (
+            read_in_32_bits("x"),
+            read_in_32_bits("residual"),
+            written_in_32_bits("out"),
+            written_in_32_bits("residual_out"),
+        )
+    ),
+    *(
+        ("fused_add_rmsnorm", f"{name} {do} like {other}", "in place", strides_of(name, other))
+        for name, do, other in (
+            ("residual", "read", "x"),
+            ("residual_out", "written", "out"),
+        )
+    ),
+    *(
+        ("fused_add_rmsnorm", f"heads of {name} like {other}'s", _OWN_WAY, strides_of(*pair, 1))
+        for pair in (("residual", "x"), ("out", "x"), ("residual_out", "residual"))
+        for name, other in (pair,)
+    ),
+    (
+        "fused_add_rmsnorm",
+        "sum past the grid",
+        "131072 rows",
+        in_16_bits_of_rows("residual_out"),
+    ),
+    ("fused_qk_rmsnorm", "k past the grid", "131072 rows", in_16_bits_of_rows("k_out")),
+    ("fused_qk_rmsnorm", "second read after the write", "in place", read_after_write("q_out")),
+    *(
+        ("fused_qk_rmsnorm", f"{name} like {other}", "strided", strides_of(name, other))
+        for name, other in (("k", "q"), ("k_out", "q_out"))
+    ),
+    *(
+        ("fused_qk_rmsnorm", "heads at 32 bits", "far heads", wrong)
+        for wrong in (
+            read_in_32_bits("q"),
+            read_in_32_bits("k"),
+            written_in_32_bits("q_out"),
+            written_in_32_bits("k_out"),
+        )
+    ),
     ("fused_qk_rmsnorm", "eps of the other half", "eps of the other half", _halves_swapped),
     ("fused_qk_rmsnorm", "k read as contiguous", "no q", contiguous("k")),
     ("fused_qk_rmsnorm", "q read as contiguous", "q and k of one row", contiguous("q")),

@@ -15,9 +15,12 @@ from tests.conformance._wrong import (
     Wrong,
     contiguous,
     given,
+    in_16_bits_of_rows,
     last_unwritten,
+    read_after_write,
     read_in_32_bits,
     stored,
+    strides_of,
     written_in_32_bits,
 )
 
@@ -214,6 +217,24 @@ _ROWS: tuple[tuple[str, str, Wrong], ...] = (
     ("x2 at 32 bits", "far rows", read_in_32_bits("x2")),
     ("out at 32 bits", "far rows", written_in_32_bits("out")),
     ("y at 32 bits", "far rows", written_in_32_bits("unquantized_out")),
+    ("sum at 32 bits", "far rows", written_in_32_bits("residual_out")),
+    ("x2_out at 32 bits", "far rows", written_in_32_bits("x2_out")),
+    ("heads at 32 bits", "far heads", read_in_32_bits("x")),
+    ("heads of codes at 32 bits", "far heads", written_in_32_bits("out")),
+    *(
+        (f"{name} like {other}", "each in its own way", strides_of(name, other, first))
+        for name, other in (
+            ("residual", "x"),
+            ("residual_out", "residual"),
+            ("residual_out", "x"),
+            ("unquantized_out", "x"),
+            ("out", "x"),
+        )
+        for first in (0, 1)
+    ),
+    ("second read after the write", "row of several blocks", read_after_write("unquantized_out")),
+    ("codes past the grid", "131072 rows: mxfp4", in_16_bits_of_rows("out")),
+    ("y past the grid", "131072 rows: fp8_token", in_16_bits_of_rows("unquantized_out")),
     ("scales at 32 bits", "far scales", written_in_32_bits("out_scale")),
     ("columns at 32 bits", "far scales: layout=col", written_in_32_bits("out_scale")),
 )

@@ -13,7 +13,8 @@ import torch
 
 from archkey import formats
 
-E4M3 = ("float8_e4m3fn", "float8_e4m3fnuz")
+FP8 = tuple(formats.FP8_MAX)
+MODES = ("floor", "even", "rceil", "ceil")
 
 
 def _bytes(codes: torch.Tensor) -> np.ndarray:
@@ -44,7 +45,7 @@ def _thresholds(dtype: type) -> np.ndarray:
 # --- FP8 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", E4M3)
+@pytest.mark.parametrize("dtype", FP8)
 def test_fp8_decodes_all_256_codes(dtype: str) -> None:
     every = torch.arange(256, dtype=torch.uint8)
     got = formats.decode_fp8(every.view(getattr(torch, dtype))).numpy()
@@ -52,7 +53,7 @@ def test_fp8_decodes_all_256_codes(dtype: str) -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("dtype", E4M3)
+@pytest.mark.parametrize("dtype", FP8)
 def test_fp8_encodes_around_every_threshold(dtype: str) -> None:
     values = _around(_thresholds(getattr(ml_dtypes, dtype)))
     got = _bytes(formats.encode_fp8(torch.from_numpy(values), dtype))
@@ -61,7 +62,7 @@ def test_fp8_encodes_around_every_threshold(dtype: str) -> None:
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize(("dtype", "top"), list(zip(E4M3, (0x7E, 0x7F), strict=True)))
+@pytest.mark.parametrize(("dtype", "top"), list(zip(FP8, (0x7E, 0x7F, 0x7B, 0x7F), strict=True)))
 def test_fp8_saturates_and_keeps_nan(dtype: str, top: int) -> None:
     limit = formats.fp8_max(dtype)
     assert limit == torch.finfo(getattr(torch, dtype)).max
@@ -71,15 +72,12 @@ def test_fp8_saturates_and_keeps_nan(dtype: str, top: int) -> None:
     assert formats.encode_fp8(torch.tensor([math.nan]), dtype).isnan().all()
 
 
-def test_fp8_fnuz_flushes_negative_underflow_to_plus_zero() -> None:
-    values = torch.tensor([-0.0, -1e-9, -(2.0**-11)])  # 2^-11: half the least value, ties to even
-    np.testing.assert_array_equal(_bytes(formats.encode_fp8(values, "float8_e4m3fnuz")), 0)
-    np.testing.assert_array_equal(_bytes(formats.encode_fp8(values, "float8_e4m3fn")), 0x80)
-
-
-def test_fp8_refuses_another_dtype() -> None:
-    with pytest.raises(TypeError, match="found float8_e5m2"):
-        formats.encode_fp8(torch.zeros(1), "float8_e5m2")
+@pytest.mark.parametrize(("fnuz", "ocp"), [(FP8[1], FP8[0]), (FP8[3], FP8[2])])
+def test_fp8_fnuz_flushes_negative_underflow_to_plus_zero(fnuz: str, ocp: str) -> None:
+    least = formats.decode_fp8(torch.ones(1, dtype=torch.uint8).view(getattr(torch, fnuz))).item()
+    values = torch.tensor([-0.0, -1e-9, -least / 2])  # half the least value: ties to even
+    np.testing.assert_array_equal(_bytes(formats.encode_fp8(values, fnuz)), 0)
+    np.testing.assert_array_equal(_bytes(formats.encode_fp8(values, ocp)), 0x80)
 
 
 def test_fp8_scale_pow2_is_the_least_power_of_two_that_does_not_saturate() -> None:
@@ -93,7 +91,7 @@ def test_fp8_scale_pow2_is_the_least_power_of_two_that_does_not_saturate() -> No
 
 
 @pytest.mark.parametrize("rounding", formats.SCALE_ROUNDINGS)
-@pytest.mark.parametrize("dtype", E4M3)
+@pytest.mark.parametrize("dtype", FP8)
 @pytest.mark.parametrize("group", [None, 128, 8], ids=["token", "group128", "group8"])
 def test_fp8_quantize_equals_a_loop(dtype: str, group: int | None, rounding: str) -> None:
     torch.manual_seed(0)
@@ -112,24 +110,19 @@ def test_fp8_quantize_equals_a_loop(dtype: str, group: int | None, rounding: str
                 (run / s).astype(getattr(ml_dtypes, dtype)).view(np.uint8)
             )
     np.testing.assert_array_equal(_bytes(codes), want)
-    error = (formats.decode_fp8(codes, scale) - x).abs() / x.abs().amax(-1, keepdim=True)
-    assert error.max() <= 2**-4
+    error = (formats.dequantize_fp8(codes, scale) - x).abs() / x.abs().amax(-1, keepdim=True)
+    assert error.max() <= (2**-3 if "e5m2" in dtype else 2**-4)  # half a step of the largest
 
 
 @pytest.mark.parametrize("rounding", formats.SCALE_ROUNDINGS)
-@pytest.mark.parametrize("dtype", E4M3)
+@pytest.mark.parametrize("dtype", FP8)
 def test_fp8_zero_row_is_zero_and_nan_row_is_nan(dtype: str, rounding: str) -> None:
     x = torch.zeros(2, 64)
     x[1, 5] = math.nan
     codes, scale = formats.quantize_fp8(x, dtype, None, rounding)
-    back = formats.decode_fp8(codes, scale)
+    back = formats.dequantize_fp8(codes, scale)
     assert (back[0] == 0).all() and 0 < scale[0, 0] < 1e-9
     assert back[1].isnan().all()
-
-
-def test_fp8_refuses_a_group_that_does_not_divide() -> None:
-    with pytest.raises(ValueError, match="divisor of 200, found 128"):
-        formats.quantize_fp8(torch.zeros(1, 200), "float8_e4m3fn", 128)
 
 
 # --- e2m1, e8m0, MXFP4 ----------------------------------------------------------------------------
@@ -169,8 +162,6 @@ def test_e2m1_packs_the_even_column_low() -> None:
     packed = formats.pack_e2m1(codes)
     assert packed[:2].tolist() == [0x10, 0x32]
     assert formats.unpack_e2m1(packed).tolist() == codes.tolist()
-    with pytest.raises(ValueError, match="found 7"):
-        formats.pack_e2m1(codes[:7])
 
 
 def test_e8m0_decodes_all_256_codes() -> None:
@@ -179,32 +170,35 @@ def test_e8m0_decodes_all_256_codes() -> None:
     np.testing.assert_array_equal(formats.decode_e8m0(every).numpy(), want)
 
 
-def _e8m0_by_definition(amax: float, mode: str) -> int:
+def _e8m0_by_definition(amax: float, mode: str, element: str = "float4_e2m1fn") -> int:
     """The byte from the rule in words, in exact arithmetic."""
     if amax == 0:
         return 0
-    exact = Fraction(amax)
+    # emax, the largest number over 2^emax, and from where on a mantissa of m bits rounds to 2.
+    emax, most, to_two = {
+        "float4_e2m1fn": (2, Fraction(6, 4), Fraction(7, 4)),
+        "float8_e4m3fn": (8, Fraction(448, 256), Fraction(31, 16)),
+        "float8_e5m2": (15, Fraction(57344, 32768), Fraction(15, 8)),
+    }[element]
     low = math.frexp(amax)[1] - 1  # floor(log2(amax))
-    if mode == "floor":
-        exponent = low - 2
-    elif mode == "even":  # 1.75 * 2^n and above rounds up, as e2m1 itself would
-        exponent = low - 2 + (exact >= Fraction(7, 4) * Fraction(2) ** low)
-    elif mode == "ceil":
-        exponent = low - 2 + (exact > Fraction(2) ** low)
-    else:
-        exponent = low - 3
-        while 6 * Fraction(2) ** exponent < exact:
-            exponent += 1
-    return max(exponent + 127, 0)
+    mantissa = Fraction(amax) / Fraction(2) ** low
+    up = {
+        "floor": False,
+        "even": mantissa >= to_two,
+        "rceil": mantissa > most,
+        "ceil": mantissa > 1,
+    }
+    return max(low - emax + up[mode] + 127, 0)
 
 
+@pytest.mark.parametrize("element", formats.MX_ELEMENTS)
 @pytest.mark.parametrize("mode", formats.SCALE_MODES)
-def test_e8m0_scale_follows_its_definition(mode: str) -> None:
+def test_e8m0_scale_follows_its_definition(mode: str, element: str) -> None:
     powers = 2.0 ** np.arange(-149, 128)
-    points = np.concatenate([powers * m for m in (1.0, 1.25, 1.5, 1.75)])
+    points = np.concatenate([powers * m for m in (1.0, 1.25, 1.5, 1.75, 1.875, 1.9375)])
     amax = np.abs(_around(np.append(points[points < 3.3e38], 3.4e38)))
-    got = formats.e8m0_scale(torch.from_numpy(amax), mode).tolist()
-    assert got == [_e8m0_by_definition(float(a), mode) for a in amax]
+    got = formats.e8m0_scale(torch.from_numpy(amax), mode, element).tolist()
+    assert got == [_e8m0_by_definition(float(a), mode, element) for a in amax]
 
 
 @pytest.mark.parametrize("mode", formats.SCALE_MODES)
@@ -216,17 +210,18 @@ def test_e8m0_scale_of_nan_and_inf_is_nan(mode: str) -> None:
     ]
 
 
-def test_e8m0_scale_refuses_an_unknown_mode() -> None:
-    with pytest.raises(ValueError, match="found 'nearest'"):
-        formats.e8m0_scale(torch.ones(1), "nearest")
-
-
 @pytest.mark.parametrize(
-    ("mode", "most"), [("floor", 8 / 6), ("even", 7 / 6), ("rceil", 1.0), ("ceil", 4 / 6)]
+    ("element", "mode", "most"),
+    [
+        *(("float4_e2m1fn", m, r / 6) for m, r in zip(MODES, (8, 7, 6, 4), strict=True)),
+        *(("float8_e4m3fn", m, r / 448) for m, r in zip(MODES, (512, 496, 448, 256), strict=True)),
+        *(("float8_e5m2", m, r / 56) for m, r in zip(MODES, (64, 60, 56, 32), strict=True)),
+    ],
 )
-def test_mxfp4_clips_as_much_as_its_mode_allows(mode: str, most: float) -> None:
+def test_mx_clips_as_much_as_its_mode_allows(element: str, mode: str, most: float) -> None:
     amax = torch.linspace(1.0, 2.0, 4097)[:-1]
-    ratio = amax / (6 * formats.decode_e8m0(formats.e8m0_scale(amax, mode)))
+    scale = formats.decode_e8m0(formats.e8m0_scale(amax, mode, element))
+    ratio = amax / (formats.MX_ELEMENTS[element].most * scale)
     assert ratio.max().item() == pytest.approx(most, rel=1e-3)
     assert ratio.max() <= most * (1 + 1e-6)
 
@@ -265,11 +260,6 @@ def test_mxfp4_zero_nan_and_extreme_blocks(mode: str) -> None:
     assert (back[:32] == 0).all() and (back[64:96] == 0).all()
     assert back[32:64].isnan().all()
     assert back[96].item() == pytest.approx(2.9e38, rel=0.26)
-
-
-def test_mxfp4_refuses_an_odd_width() -> None:
-    with pytest.raises(ValueError, match="found 111"):
-        formats.quantize_mxfp4(torch.zeros(1, 111), "even")
 
 
 @pytest.mark.parametrize(("rows", "blocks"), [(1, 4), (33, 7), (256, 8), (300, 224)])

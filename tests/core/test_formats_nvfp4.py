@@ -46,9 +46,43 @@ def test_nvfp4_zero_tiny_and_nan_blocks() -> None:
     assert back[48].item() == pytest.approx(100, rel=0.05)
 
 
-def test_nvfp4_refuses_a_width_of_other_than_whole_blocks() -> None:
-    with pytest.raises(ValueError, match="found 200"):
-        formats.quantize_nvfp4(torch.zeros(1, 200), torch.ones(1))
+@pytest.mark.parametrize("g", [1.0, 2.0**-7, 0.0371])
+def test_nvfp4_block_scales_on_and_beside_every_tie(g: float) -> None:
+    """Blocks whose amax / 6 is a value of e4m3fn, half-way between two, or next to either."""
+    codes = np.arange(0x7F, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    points = np.concatenate([codes, (codes[1:] + codes[:-1]) / 2, [480.0, 1e4]]).astype(np.float32)
+    tops = points * np.float32(6) * np.float32(g)
+    tops = np.concatenate([tops, np.nextafter(tops, np.float32(9e9)), np.nextafter(tops, -tops)])
+    tops = np.abs(tops)
+    x = torch.from_numpy(tops)[:, None] * torch.linspace(-1, 1, 16).float()
+    packed, scale = formats.quantize_nvfp4(x, torch.tensor([g]))
+    for t, block in enumerate(x.numpy()):
+        exact = np.abs(block).max() / np.float32(6) / np.float32(g)
+        s = np.minimum(exact, np.float32(448)).astype(ml_dtypes.float8_e4m3fn)
+        assert _bytes(scale)[t, 0] == s.view(np.uint8)
+        factor = s.astype(np.float32) * np.float32(g)
+        scaled = block / factor if factor else np.copysign(0, block).astype(np.float32)
+        want = np.clip(scaled, -6, 6).astype(ml_dtypes.float4_e2m1fn).view(np.uint8)
+        np.testing.assert_array_equal(packed[t].numpy(), want[0::2] | want[1::2] << 4)
+
+
+def test_nvfp4_dequantises_every_code_and_scale() -> None:
+    packed = torch.arange(256, dtype=torch.uint8).repeat(256, 1)
+    scale = torch.arange(256, dtype=torch.uint8)[:, None].repeat(1, 32)
+    got = formats.dequantize_nvfp4(packed, scale.view(torch.float8_e4m3fn), torch.tensor([0.375]))
+    codes = np.stack([packed.numpy() & 15, packed.numpy() >> 4], axis=-1).reshape(256, 512)
+    values = codes.view(ml_dtypes.float4_e2m1fn).astype(np.float64)
+    factors = scale.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64) * 0.375
+    np.testing.assert_array_equal(got.numpy(), values * factors.repeat(16, axis=1))
+
+
+def test_nvfp4_saturates_at_infinity_and_keeps_the_sign_of_zero() -> None:
+    x = torch.zeros(1, 32)
+    x[0, 0], x[0, 1], x[0, 16] = -0.0, 0.0, -math.inf
+    packed, scale = formats.quantize_nvfp4(x, torch.ones(1))
+    assert formats.unpack_e2m1(packed)[0, :3].tolist() == [8, 0, 0]
+    assert scale.float().tolist() == [[0.0, 448.0]]
+    assert formats.dequantize_nvfp4(packed, scale, torch.ones(1))[0, 16] == -6 * 448
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn], ids=str)

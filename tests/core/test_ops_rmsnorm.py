@@ -87,6 +87,68 @@ def test_refused_and_nothing_written(
     assert torch.equal(x, X) and torch.equal(residual, X)
 
 
+ADD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no residual": ({"residual": None}, ArgumentTypeError, "residual must be a tensor, found None"),
+    "residual shape": (
+        {"residual": rand(3, 8)},
+        ArgumentValueError,
+        r"residual must be of shape \[4, 8\], found \[3, 8\]",
+    ),
+    "residual dims": ({"residual": rand(2, 2, 8)}, ArgumentValueError, r"found \[2, 2, 8\]"),
+    "residual dtype": ({"residual": X.double()}, ArgumentTypeError, "residual .* found float64"),
+    "residual apart": (
+        {"residual": rand(8, 4).t()},
+        ArgumentValueError,
+        "residual must be contiguous in its last dimension",
+    ),
+    "residual device": ({"residual": X.to(META)}, ArgumentValueError, "residual must be on cpu"),
+    "residual in place overlaps": (
+        {"residual": rand(1, 8).expand(4, 8), "residual_out": None},
+        ArgumentValueError,
+        "residual_out must be free of elements that overlap",
+    ),
+    "sum shape": (
+        {"residual_out": rand(4, 9)},
+        ArgumentValueError,
+        r"residual_out must be of shape \[4, 8\]",
+    ),
+    "sum dtype": (
+        {"residual_out": X.half()},
+        ArgumentTypeError,
+        "residual_out must be float32 like residual, found float16",
+    ),
+    "sum apart": ({"residual_out": rand(8, 4).t()}, ArgumentValueError, "residual_out must be con"),
+    "sum device": ({"residual_out": X.to(META)}, ArgumentValueError, "residual_out must be on cpu"),
+    "out overlaps": (
+        {"out": rand(1, 8).expand(4, 8)},
+        ArgumentValueError,
+        "out must be free of elements that overlap",
+    ),
+    "x in place overlaps": (
+        {"x": rand(1, 8).expand(4, 8), "out": None},
+        ArgumentValueError,
+        r"out must be free of elements that overlap, found strides \(0, 1\)",
+    ),
+    "weight": ({"weight": rand(9)}, ArgumentValueError, r"weight must be of shape \[8\]"),
+    "eps": ({"eps": -1.0}, ArgumentValueError, "eps must be > 0, found -1.0"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "message"), ADD.values(), ids=ADD)
+def test_fused_add_refused_and_nothing_written(
+    change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    outputs = {name: torch.full((4, 8), SENTINEL) for name in ("out", "residual_out")}
+    call: dict[str, Any] = {"x": X.clone(), "residual": X.clone(), "weight": W, "eps": 1e-6}
+    call |= outputs | change
+    given = {name: t for name, t in call.items() if isinstance(t, torch.Tensor) and not t.is_meta}
+    before = {name: t.clone() for name, t in given.items()}
+    with pytest.raises(error, match="^fused_add_rmsnorm: .*" + message):
+        archkey.fused_add_rmsnorm(**call)
+    for name, kept in before.items():
+        assert torch.equal(given[name], kept), name
+
+
 QK: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "weight without q": (
         {"q": None, "q_eps": None},
@@ -113,6 +175,26 @@ QK: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "tokens": ({"q": rand(3, 8)}, ArgumentValueError, r"q must be of k's 4 tokens.* \[3, 8\]"),
     "device": ({"k_weight": W.to(META)}, ArgumentValueError, "k_weight must be on cpu"),
     "columns apart": ({"k": rand(8, 4).t()}, ArgumentValueError, "k must be contiguous"),
+    "columns of q apart": ({"q": rand(8, 4).t()}, ArgumentValueError, "q must be contiguous"),
+    "no k": ({"k": None, "k_out": None}, ArgumentTypeError, "k must be a tensor, found NoneType"),
+    "q_eps NaN": ({"q_eps": math.nan}, ArgumentValueError, "q_eps must be > 0, found nan"),
+    "k_eps negative": ({"k_eps": -1e-6}, ArgumentValueError, "k_eps must be > 0"),
+    "k_weight size": ({"k_weight": rand(7)}, ArgumentValueError, r"k_weight .* shape \[8\]"),
+    "q_weight size": ({"q_weight": rand(9)}, ArgumentValueError, r"q_weight .* shape \[8\]"),
+    "q_weight device": ({"q_weight": W.to(META)}, ArgumentValueError, "q_weight must be on cpu"),
+    "q_out shape": ({"q_out": rand(4, 7)}, ArgumentValueError, r"q_out .* shape \[4, 8\]"),
+    "k_out shape": ({"k_out": rand(3, 8)}, ArgumentValueError, r"k_out .* shape \[4, 8\]"),
+    "k_out dtype": ({"k_out": X.int()}, ArgumentTypeError, "k_out must be .*, found int32"),
+    "q_out overlaps": (
+        {"q_out": rand(1, 8).expand(4, 8)},
+        ArgumentValueError,
+        "q_out must be free of elements that overlap",
+    ),
+    "gradient": (
+        {"k_weight": W.clone().requires_grad_()},
+        ArgumentValueError,
+        "requires_grad=True. archkey is for inference",
+    ),
 }
 
 
@@ -126,6 +208,13 @@ def test_fused_qk_refused_and_nothing_written(
     with pytest.raises(error, match="^fused_qk_rmsnorm: .*" + message):
         archkey.fused_qk_rmsnorm(**call | {"k_out": k_out} | change)
     assert torch.equal(k_out, torch.full((4, 8), SENTINEL))
+
+
+def test_fused_qk_refuses_one_tensor_for_both_outputs() -> None:
+    both = torch.full((4, 8), SENTINEL)
+    with pytest.raises(ArgumentValueError, match="q_out must be another tensor than k_out"):
+        archkey.fused_qk_rmsnorm(X, W, 1e-6, X, W, 1e-6, q_out=both, k_out=both)
+    assert torch.equal(both, torch.full((4, 8), SENTINEL))
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def values(quant: str, out: torch.Tensor, scale: torch.Tensor, given: Any) -> to
         return formats.dequantize_mxfp4(out, scale).double()
     if quant == "nvfp4":
         return formats.dequantize_nvfp4(out, scale, given).double()
-    return formats.decode_fp8(out, scale).double()
+    return formats.dequantize_fp8(out, scale).double()
 
 
 # ---- numbers

@@ -156,7 +156,7 @@ def test_quant_dequantises_to_the_norm(
     elif quant == "nvfp4":
         back = formats.dequantize_nvfp4(out, scale, torch.tensor([0.013]))
     else:
-        back = formats.decode_fp8(out, scale)
+        back = formats.dequantize_fp8(out, scale)
     assert ((back - y).abs().amax() / y.abs().amax()) <= tolerance
     assert (back - y).abs().mean() / y.abs().mean() <= tolerance
     x, residual, w = _inputs((5, 256), torch.bfloat16)
@@ -210,7 +210,7 @@ def test_quant_of_zero_and_nan_rows(quant: str) -> None:
     elif quant == "nvfp4":
         back = formats.dequantize_nvfp4(out, scale, given)
     else:
-        back = formats.decode_fp8(out, given if scale is None else scale)
+        back = formats.dequantize_fp8(out, given if scale is None else scale)
     assert (back[0] == 0).all() and back[1].isnan().all()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.device._norms import agree
 
 import archkey
 from archkey.reference import rmsnorm as reference
@@ -22,27 +23,6 @@ DEVICE = "cuda"
 WIDTHS = (111, 128, 200, 256, 512, 1536, 2048, 2304, 4096, 6144, 7168, 8192, 16384, 18432)
 TOKENS = (1, 2, 33, 64, 132, 256, 4096, 16384)
 QK = ((1536, 512), (2048, 512), (0, 512))
-_BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-
-
-def ulps(out: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """Distance in representable numbers of out's dtype."""
-    kind = _BITS[out.dtype]
-
-    def ordered(x: torch.Tensor) -> torch.Tensor:
-        bits = x.contiguous().view(kind).long()
-        return torch.where(bits < 0, -(bits & torch.iinfo(kind).max), bits)
-
-    return (ordered(out) - ordered(want.to(out.dtype))).abs()
-
-
-def agree(out: torch.Tensor, want: torch.Tensor) -> None:
-    """`out` is `want`, rounded once; float32 sums may be in another order."""
-    far = ulps(out, want)
-    limit = 2 if out.dtype != torch.float32 else 64
-    assert bool(out.isfinite().all())
-    assert int(far.max()) <= limit
-    assert limit != 2 or (far > 1).double().mean().item() <= 1e-3
 
 
 @pytest.fixture(autouse=True)

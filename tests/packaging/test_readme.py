@@ -19,6 +19,7 @@ DOCUMENTS = (
     "core/README.md",
     "core/docs/bench.md",
     "core/docs/design.md",
+    "core/docs/formats.md",
     "core/docs/levels.md",
     "core/docs/vendor.md",
 )
@@ -32,6 +33,14 @@ def test_the_python_block_runs(root: Path, run_python: Callable[..., str]) -> No
     (code,) = blocks((root / "README.md").read_text(), "python")
     shown = run_python(code, TRITON_INTERPRET="0")
     assert "chosen:  rocm_gfx950:triton" in shown
+
+
+def test_the_example_of_the_formats_prints_what_it_shows(
+    root: Path, run_python: Callable[..., str]
+) -> None:
+    text = (root / "core/docs/formats.md").read_text()
+    code, shown = re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL)
+    assert run_python(code) == shown
 
 
 def test_the_operators_listed_are_those_there_are(root: Path) -> None:

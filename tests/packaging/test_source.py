@@ -20,7 +20,16 @@ ROOMS = (
     *("errors", "_torch", "settings", "_files", "conditions", "requirements", "tuning", "tables"),
     *("target", "probe", "capabilities", "ops", "formats", "kernel", "hookspecs"),
     *("_admission", "plugins", "selection", "explain", "launch", "locate", "session"),
-    *("reference", "kernels", "integrations", "conformance", "bench", "scaffold", "cli"),
+    *(
+        "reference",
+        "kernels",
+        "checkpoint",
+        "integrations",
+        "conformance",
+        "bench",
+        "scaffold",
+        "cli",
+    ),
     "__main__",
 )
 

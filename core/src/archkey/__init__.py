@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from archkey import checkpoint as checkpoint
     from archkey.errors import ArchkeyError as ArchkeyError
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
@@ -88,10 +89,15 @@ _HOME = {
     "chunk_layout": "ops.kda_gate",
 }
 
-__all__ = [*_HOME]
+_ROOMS = ("checkpoint",)
+"""Rooms that are public as they are: `archkey.checkpoint.read(...)`."""
+
+__all__ = [*_HOME, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"archkey.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'archkey' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"archkey.{_HOME[name]}"), name)
@@ -100,4 +106,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *__all__})

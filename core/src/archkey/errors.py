@@ -10,6 +10,8 @@
     ├── SettingError             an ARCHKEY_ variable cannot be read (also a ValueError)
     ├── PluginError              a plugin broke the contract of the door
     ├── RecordError              an evidence record cannot be read or written
+    ├── CheckpointError          a model's description or files contradict themselves, or say what
+    │                            is not known here             (also a ValueError)
     ├── Unsupported              a valid request that this device cannot serve; carries its Decision
     │                                                              (also a NotImplementedError)
     └── FrozenError              a kernel had to be built after `session.freeze("error")`
@@ -31,6 +33,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "CheckpointError",
     "FrozenError",
     "PluginError",
     "RecordError",
@@ -88,6 +91,10 @@ class PluginError(ArchkeyError):
 
 class RecordError(ArchkeyError):
     """An evidence record that cannot be read, written, or understood by this version."""
+
+
+class CheckpointError(ArchkeyError, ValueError):
+    """A checkpoint whose description cannot be read, is not known here, or contradicts itself."""
 
 
 class Unsupported(ArchkeyError, NotImplementedError):

@@ -41,7 +41,17 @@ from archkey.ops import OPERATORS, Operator
 from archkey.settings import Settings
 from archkey.target import Target
 
-__all__ = ["DEFAULT", "Entry", "Found", "Loaded", "Plugin", "State", "discover", "load"]
+__all__ = [
+    "DEFAULT",
+    "Entry",
+    "Found",
+    "Loaded",
+    "Plugin",
+    "State",
+    "discover",
+    "installed_targets",
+    "load",
+]
 
 log = logging.getLogger("archkey")
 
@@ -144,6 +154,17 @@ def discover() -> list[Found]:
         for point in importlib.metadata.entry_points(group=hookspecs.GROUP)
     }
     return sorted(found, key=lambda f: (f.name, f.distribution))
+
+
+def installed_targets() -> tuple[str, ...]:
+    """Keys of the targets that installed plugins are for, by name, the default's last."""
+    keys = set()
+    for found in discover():
+        try:
+            keys.add(Target.parse(found.name.partition(".")[0]).key)
+        except TargetError:
+            continue  # a misnamed plugin is refused by name in `archkey plugins`
+    return (*sorted(keys - {DEFAULT}), DEFAULT)
 
 
 def load(target: Target, settings: Settings, found: Iterable[Found] | None = None) -> Loaded:

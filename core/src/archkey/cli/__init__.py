@@ -8,7 +8,7 @@ torch.
 
     exit 0    done
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
-              `bench` is over its limit
+              `bench` is over its limit, `quant explain` found a contradiction
     exit 2    the request is wrong: usage, an unknown name, a setting that cannot be read
     exit 130  interrupted (Ctrl-C)
 """
@@ -30,7 +30,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = (
     *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
-    *("tune", "report", "new-plugin"),
+    *("tune", "report", "quant", "new-plugin"),
 )
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 

@@ -11,9 +11,9 @@ import click
 import archkey
 from archkey.cli.output import emit, json_option
 from archkey.conformance import evidence
-from archkey.errors import RecordError, TargetError
+from archkey.errors import RecordError
 from archkey.explain import short_name
-from archkey.plugins import DEFAULT, discover
+from archkey.plugins import installed_targets
 from archkey.target import Target
 
 if TYPE_CHECKING:
@@ -84,19 +84,8 @@ def command(targets: tuple[str, ...], markdown: bool, as_json: bool) -> None:
 
 def rows(targets: Sequence[str] = ()) -> list[Row]:
     """Every operator on each of `targets`; none means those of the installed plugins, and cpu."""
-    keys = dict.fromkeys(Target.parse(target).key for target in targets or _installed())
+    keys = dict.fromkeys(Target.parse(target).key for target in targets or installed_targets())
     return [row for key in keys for row in _cover(key)]
-
-
-def _installed() -> list[str]:
-    """Targets of the installed plugins by name, the cpu last."""
-    keys = set()
-    for found in discover():
-        try:
-            keys.add(Target.parse(found.name.partition(".")[0]).key)
-        except TargetError:
-            continue  # a misnamed plugin is refused by name in `archkey plugins`
-    return [*sorted(keys - {DEFAULT}), DEFAULT]
 
 
 def _cover(key: str) -> Iterator[Row]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from archkey.conformance.cases.rmsnorm.inputs import CASTS_TO_0_7, AddNorm, Norm, QkNorm
+from archkey.conformance.cases.rmsnorm import edges_qk
+from archkey.conformance.cases.rmsnorm.inputs import CASTS_TO_0_7, AddNorm, Norm
 from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]
@@ -17,7 +18,7 @@ Rows = tuple[tuple[str, dict[str, Any]], ...]
 _SHARED: Rows = (
     *(
         ("width of no power of two", {"tokens": 3, "width": width, "out": "fp32"})
-        for width in (1, 2, 3, 111, 200, 513, 2304, 4097)
+        for width in (1, 2, 3, 111, 200, 513, 2305, 4097, 7169)
     ),
     *(
         ("width", {"tokens": 2, "width": width, "dtype": "fp16"})
@@ -27,6 +28,11 @@ _SHARED: Rows = (
         ("row of several blocks", {"tokens": 2, "width": width, "out": out})
         for width in (16384, 18432)
         for out in ("fp32", "x")
+    ),
+    ("row of several blocks", {"tokens": 1, "width": 65536}),
+    (
+        "row of several blocks",
+        {"tokens": 3, "width": 16385, "lay": "odd", "out": "bf16", "out_lay": "slice"},
     ),
     *(("rows that fill no tile", {"tokens": tokens, "width": 128}) for tokens in (1, 2, 17, 33)),
     *(
@@ -62,7 +68,7 @@ _SHARED: Rows = (
     ),
     *(
         ("out is x", {"tokens": 3, "width": width, "lay": layout, "out": "x"})
-        for width, layout in ((200, "packed"), (512, "slice"))
+        for width, layout in ((200, "packed"), (512, "slice"), (18433, "odd"))
     ),
     *(
         ("dtypes", {"tokens": 3, "width": 512, "dtype": dtype, "weight": weight, "out": out})
@@ -177,110 +183,25 @@ _ADD: Rows = (
             {"out": "bf16", "residual_out": "new", "out_lay": "far0"},
         )
     ),
-    ("far heads", {"tokens": 2, "width": 128, "heads": 3, "residual_lay": "far1"}),
-)
-
-_QK: Rows = (
-    *(
-        ("q and k of one row", {"tokens": tokens, "q": (0, q), "k": (0, k), "row": True})
-        for tokens, q, k in ((3, 1536, 512), (1, 2048, 512), (33, 128, 64), (2, 200, 111))
-    ),
-    *(
-        ("no q", {"tokens": tokens, "q": (0, 0), "k": (0, k), "row": True})
-        for tokens, k in ((3, 512), (1, 111), (5, 7168))
-    ),
-    *(
-        ("k wider than q", {"tokens": 3, "q": (0, q), "k": (0, k), "dtype": "fp16"})
-        for q, k in ((128, 1024), (3, 4097), (512, 18432))
-    ),
-    ("both of several blocks", {"tokens": 2, "q": (0, 16384), "k": (0, 18432)}),
-    *(
-        (
-            "heads of q and k",
-            {"tokens": 3, "q": (q, width), "k": (k, width), "row": True, "rope": 256},
-        )
-        for q, k, width in ((8, 1, 128), (6, 2, 128), (3, 0, 64), (0, 3, 100), (2, 6, 256))
-    ),
-    ("heads of k alone", {"tokens": 3, "q": (0, 0), "k": (3, 128), "row": True}),
-    *(
-        (
-            "eps of the other half",
-            {"tokens": 3, "q": (0, 512), "k": (0, 512), "values": "tiny", "q_eps": q, "k_eps": k},
-        )
-        for q, k in ((1e-6, 1e-3), (1e-3, 1e-6))
-    ),
-    *(
-        ("in place", {"tokens": 3, "q": (0, q), "k": (0, k), "row": True, "out": "in place"})
-        for q, k in ((1536, 512), (18432, 576), (0, 512))
-    ),
-    *(
-        (
-            "strided",
-            {
-                "tokens": 3,
-                "q": (0, 512),
-                "k": (0, 256),
-                "lay": layout,
-                "out": "bf16",
-                "out_lay": out,
-            },
-        )
-        for layout, out in (("slice", "slice"), ("odd", "packed"), ("packed", "odd"))
-    ),
-    *(
-        (
-            "heads apart in out alone",
-            {"tokens": 3, "q": (2, 128), "k": (3, 64), "out": "fp16", "out_lay": layout},
-        )
-        for layout in ("heads", "slice")
-    ),
-    *(
-        (
-            "dtypes",
-            {
-                "tokens": 3,
-                "q": (0, 512),
-                "k": (0, 128),
-                "dtype": dtype,
-                "weight": weight,
-                "out": out,
-            },
-        )
-        for dtype, weight, out in (("bf16", "fp32", "fp32"), ("fp32", "bf16", "fp16"))
-    ),
-    ("weight bias", {"tokens": 3, "q": (8, 128), "k": (1, 128), "bias": 1.0, "out": "fp32"}),
-    *(
-        (
-            "rounded before the weight",
-            {
-                "tokens": 3,
-                "q": (0, 512),
-                "k": (0, 128),
-                "weight": "fp32",
-                "out": "fp32",
-                "values": "signs",
-                "cast": True,
-                "q_eps": CASTS_TO_0_7,
-                "k_eps": CASTS_TO_0_7,
-                "dtype": dtype,
-            },
-        )
-        for dtype in ("bf16", "fp16")
-    ),
-    ("NaN and infinity", {"tokens": 5, "q": (0, 512), "k": (0, 128), "values": "not finite"}),
-    ("rows of zeros", {"tokens": 5, "q": (0, 512), "k": (0, 128), "values": "zero rows"}),
-    ("no rows", {"tokens": 0, "q": (0, 512), "k": (0, 128)}),
-    ("no rows", {"tokens": 0, "q": (0, 0), "k": (0, 128)}),
-    ("far rows", {"tokens": 2, "q": (0, 512), "k": (0, 128), "lay": "far0"}),
-    ("far rows", {"tokens": 2, "q": (0, 0), "k": (0, 128), "lay": "far0"}),
     (
-        "far out",
-        {"tokens": 2, "q": (0, 512), "k": (0, 128), "out": "bf16", "out_lay": "far0"},
+        "each heads apart in its own way",
+        {
+            **{"tokens": 3, "width": 128, "heads": 3, "lay": "heads", "residual_lay": "slice"},
+            **{"out": "bf16", "residual_out": "new", "out_lay": "odd"},
+        },
+    ),
+    *(
+        ("far heads", {"tokens": 2, "width": 128, "heads": 3, **more})
+        for more in (
+            {"lay": "far1"},
+            {"residual_lay": "far1"},
+            {"out": "bf16", "residual_out": "new", "out_lay": "far1"},
+        )
     ),
 )
 
 CASES = (
     *edges("rmsnorm", ((about, (Norm(**fields),)) for about, fields in _NORM)),
     *edges("fused_add_rmsnorm", ((about, (AddNorm(**fields),)) for about, fields in _ADD)),
-    *edges("fused_qk_rmsnorm", ((about, (QkNorm(**fields),)) for about, fields in _QK)),
+    *edges_qk.CASES,
 )

@@ -82,4 +82,8 @@ CASES = (
     norm("fused_add_rmsnorm", 256, 2304, residual_dtype=torch.float32, model="Kimi-Linear-48B"),
     qk_norm(1024, 1536, 512, 64, model="DeepSeek-V3"),
     qk_norm(1024, 0, 512, 64, model="Kimi-Linear-48B"),
+    # More rows than the second and third dimension of a CUDA grid have places: 65535.
+    norm("rmsnorm", 4096, 32, heads=32, model="131072 rows"),
+    norm("fused_add_rmsnorm", 131072, 32, model="131072 rows"),
+    qk_norm(131072, 32, 16, 0, model="131072 rows"),
 )

@@ -31,6 +31,7 @@ _KINDS: tuple[dict[str, Any], ...] = (
 )
 _PLAIN = tuple({"quant": quant} for quant in (*_FP8, "mxfp4", "nvfp4"))
 _ROWS: dict[str, Any] = {"tokens": 5, "width": 512}
+_HEADS: dict[str, Any] = {"tokens": 3, "width": 128, "heads": 3}
 
 _EVERY: Rows = (
     *(("kinds", _ROWS | kind) for kind in _KINDS),
@@ -92,6 +93,20 @@ _EVERY: Rows = (
         for kind in _PLAIN
         for more in ({"lay": "heads"}, {"out_lay": "heads"})
     ),
+    *(
+        ("each in its own way", shape | kind | more | {"residual": "bf16", "y": "bf16"})
+        for kind in _PLAIN
+        for shape, more in (
+            (_ROWS, {"lay": "slice", "residual_lay": "odd", "residual_out": "new"}),
+            (_HEADS, {"lay": "heads", "residual_lay": "slice", "given": True, "out_lay": "odd"}),
+            (_HEADS, {"residual_lay": "heads", "residual_out": "new", "out_lay": "slice"}),
+        )
+    ),
+    *(
+        ("row of several blocks", {"tokens": 2, "width": 16384, **kind, **more})
+        for kind in _PLAIN
+        for more in ({"residual": "bf16"}, {"y": "x", "lay": "slice"})
+    ),
     *(("one row for all", _ROWS | kind | {"lay": "repeated"}) for kind in _PLAIN),
     *(
         ("dtypes", _ROWS | kind | {"dtype": dtype, "weight": weight})
@@ -105,7 +120,16 @@ _EVERY: Rows = (
             {"lay": "far0"},
             {"lay": "far0", "residual": "bf16", "x2": (0, 64)},
             {"given": True, "out_lay": "far0", "y": "bf16"},
+            {
+                **{"residual": "bf16", "residual_out": "new", "x2": (0, 64), "x2_out": "bf16"},
+                "out_lay": "far0",
+            },
         )
+    ),
+    *(
+        ("far heads", {"tokens": 2, "width": 128, "heads": 3, **kind, **more})
+        for kind in _PLAIN
+        for more in ({"lay": "far1"}, {"given": True, "out_lay": "far1"})
     ),
 )
 
@@ -144,14 +168,14 @@ _SPECIAL: Rows = (
     *(
         ("odd width", {"tokens": 3, "width": width, "quant": quant})
         for quant in _FP8[:2]
-        for width in (1, 111, 200, 513)
+        for width in (1, 111, 200, 513, 2305, 7169, 16385)
     ),
     *(
         (
             "last block not full",
             {"tokens": 3, "width": width, "quant": "mxfp4", "mode": mode, "layout": layout},
         )
-        for width in (2, 34, 200, 1000)
+        for width in (2, 34, 200, 1000, 7170)
         for mode, layout in (("rceil", "row"), ("even", "shuffled_gfx950"))
     ),
     *(

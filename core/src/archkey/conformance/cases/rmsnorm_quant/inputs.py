@@ -36,6 +36,7 @@ class Quant:
     y         unquantized_out: "" none, a dtype, or "x"
     x2, x2_out   (heads, width), width 0 for none; "" the default, a dtype, or "x2"
     lay, out_lay, scale_lay   of x, residual and x2; of all outputs that are given; of out_scale
+    residual_lay   of residual alone; "" that of x
     given     out and out_scale are given
     """
 
@@ -63,6 +64,7 @@ class Quant:
     given: bool = False
     out_lay: str = "packed"
     scale_lay: str = "packed"
+    residual_lay: str = ""
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
@@ -89,7 +91,8 @@ class Quant:
             given["scale_mode"] = self.mode
         if self.residual:
             added = values(make, shape, DTYPES[self.residual], "normal")
-            given["residual"] = lay(make, added, "packed" if self.lay == "repeated" else self.lay)
+            layout = self.residual_lay or ("packed" if self.lay == "repeated" else self.lay)
+            given["residual"] = lay(make, added, layout)
         if self.residual_out:
             given["residual_out"] = x if self.residual_out == "x" else new(DTYPES[self.residual])
         if self.y:
