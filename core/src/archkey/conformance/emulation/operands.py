@@ -63,7 +63,7 @@ class Operand:
 
 _NAMED = {
     **{"vcc": (VCC, 2), "vcc_lo": (VCC, 1), "vcc_hi": (VCC + 1, 1)},
-    **{"exec": (EXEC, 2), "m0": (M0, 1)},
+    **{"exec": (EXEC, 2), "exec_lo": (EXEC, 1), "exec_hi": (EXEC + 1, 1), "m0": (M0, 1)},
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from archkey.conformance.emulation import (
+    atomics,
     convert,
     division,
     floats,
@@ -29,7 +30,10 @@ __all__ = ["TARGETS", "Code", "families", "load"]
 TARGETS = tuple(convert.FP8)
 """The architectures whose code can be emulated."""
 
-_COMMON = (scalar, flow, integers, floats, division, packed, convert, lanes, lds, vmem, matrix)
+_COMMON = (
+    *(scalar, flow, integers, floats, division, packed, convert, lanes, lds, vmem, atomics),
+    matrix,
+)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.transfer import LOADS, STORES, Shape, gathered, scatter
 from archkey.conformance.emulation.wave import LANES, Array, Wave
 
-__all__ = ["TABLE"]
+__all__ = ["TABLE", "Buffer", "global_address"]
 
 _POLICIES = ("sc0", "sc1", "nt")
 """How to cache, which means nothing where memory is one and in order."""
 
 
-def _address(instruction: Instruction, lane: Operand, base: Operand) -> Read:
+def global_address(instruction: Instruction, lane: Operand, base: Operand) -> Read:
     """Addresses of a global access: 64 bits a lane, or a scalar base and 32 bits a lane."""
     for policy in _POLICIES:
         instruction.flag(policy)
@@ -39,7 +39,7 @@ def _address(instruction: Instruction, lane: Operand, base: Operand) -> Read:
 def _global_load(shape: Shape) -> Builder:
     def build(instruction: Instruction, labels: Labels) -> Step:
         to, lane, base = (operand(text) for text in instruction.operands)
-        address, row = _address(instruction, lane, base), to.index
+        address, row = global_address(instruction, lane, base), to.index
 
         def step(w: Wave) -> None:
             if w.exec:
@@ -54,7 +54,7 @@ def _global_load(shape: Shape) -> Builder:
 def _global_store(shape: Shape) -> Builder:
     def build(instruction: Instruction, labels: Labels) -> Step:
         lane, data, base = (operand(text) for text in instruction.operands)
-        address, row = _address(instruction, lane, base), data.index
+        address, row = global_address(instruction, lane, base), data.index
 
         def step(w: Wave) -> None:
             if w.exec:
@@ -65,7 +65,7 @@ def _global_store(shape: Shape) -> Builder:
     return build
 
 
-class _Buffer:
+class Buffer:
     """The operands of a buffer access: an offset a lane, a resource in 4 SGPRs, a scalar offset."""
 
     def __init__(self, instruction: Instruction, texts: tuple[str, ...], shape: Shape) -> None:
@@ -97,7 +97,7 @@ def _buffer_load(shape: Shape) -> Builder:
 
     def build(instruction: Instruction, labels: Labels) -> Step:
         to, *rest = instruction.operands
-        row, access = operand(to).index, _Buffer(instruction, tuple(rest), shape)
+        row, access = operand(to).index, Buffer(instruction, tuple(rest), shape)
 
         def step(w: Wave) -> None:
             if not w.exec:
@@ -124,7 +124,7 @@ def _buffer_store(shape: Shape) -> Builder:
 
     def build(instruction: Instruction, labels: Labels) -> Step:
         data, *rest = instruction.operands
-        row, access = operand(data).index, _Buffer(instruction, tuple(rest), shape)
+        row, access = operand(data).index, Buffer(instruction, tuple(rest), shape)
 
         def step(w: Wave) -> None:
             if not w.exec:
