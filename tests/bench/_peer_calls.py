@@ -19,6 +19,7 @@ from archkey.conformance.case import Maker
 from archkey.conformance.cases import cases_of
 from archkey.conformance.cases.attention.inputs import Attention
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
+from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm.models import norm, qk_norm
 from archkey.conformance.cases.rmsnorm_quant.inputs import Quant
 from archkey.ops import OPERATORS
@@ -36,6 +37,7 @@ TENSOR_ADD = Quant(5, 256, "fp8_tensor", residual="bf16")
 TOKEN = Quant(5, 256, "fp8_token", residual="bf16")
 GROUP = Quant(5, 256, "fp8_group")
 COLUMN = Quant(5, 256, "fp8_group", layout="col", residual="bf16")
+LINEAR = Linear((5,), 256, 48, bias="bf16")
 MERGE = Merge(6, 4, 64, ((1.0, -1.0), (0.0, 2.0)))
 DECODE = Decode(16, (37, 70, 64), page=16)
 DECODE_EQUAL = Decode(16, (70, 70), page=16, lse="")

@@ -27,10 +27,12 @@ def small(call: Any) -> Any:
     }
     if getattr(call, "page", 64) == 1 and "blocks" in cut:
         cut["blocks"] = 200
-    if hasattr(call, "tokens"):
+    if isinstance(getattr(call, "tokens", None), int):
         cut["tokens"] = min(call.tokens, 7)
     kind = type(call).__name__
-    if kind == "Prefill":
+    if kind == "Linear":
+        cut |= {"tokens": (min(call.tokens[0], 7),), "n": min(call.n, 200), "k": call.k}
+    elif kind == "Prefill":
         longer = call.k_lens > call.q_lens
         cut["q_lens"] = _few(call.q_lens, 40)
         cut["k_lens"] = _few(call.k_lens, 90 if longer else 40)

@@ -222,6 +222,24 @@ def test_rmsnorm_quant_with_all_that_goes_along() -> None:
     assert found == Cost(0, 10 * (rows_in + rows_out) + 256 + 128 + 4)
 
 
+# ---- linear
+
+
+def test_mxfp4_linear() -> None:
+    call = {"weight": room(24, 48, dtype=U8), "weight_scale": room(24, 3, dtype=U8)}
+    read = 24 * 48 + 24 * 3
+    found = cost("mxfp4_linear", x=room(2, 5, 96), **call, bias=room(24))
+    assert found == Cost(2 * 10 * 24 * 96, read + 10 * (96 + 24) * 2 + 48, "bfloat16")
+    found = cost("mxfp4_linear", x=room(10, 96, dtype=F32), **call, out_dtype=BF16)
+    assert found.bytes == read + 10 * (96 * 4 + 24 * 2)
+    packed = {"x": room(10, 48, dtype=U8), "x_scale": room(10, 3, dtype=U8)}
+    found = cost("mxfp4_linear", **packed, **call)
+    assert found == Cost(2 * 10 * 24 * 96, read + 10 * (48 + 3 + 24 * 2), "float8")
+    assert cost("mxfp4_linear", **packed, **call, out=room(10, 24, dtype=F32)).bytes == (
+        read + 10 * (48 + 3 + 24 * 4)
+    )
+
+
 # ---- attention
 
 

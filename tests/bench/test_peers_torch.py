@@ -30,6 +30,8 @@ EAGER = (
     ("rmsnorm_quant", replace(calls.GROUP, bias=1.0)),
     ("merge_attn_states", calls.MERGE),
     *(("kda_gate", case.inputs) for case in GATES),
+    ("mxfp4_linear", calls.LINEAR),
+    ("mxfp4_linear", replace(calls.LINEAR, dtype="fp16", bias="fp16", own_dtypes=True)),
 )
 
 
@@ -77,6 +79,9 @@ REFUSED = (
     ("rmsnorm_quant", calls.TOKEN, {"quant": "mxfp4"}, "no mxfp4"),
     ("rmsnorm_quant", replace(calls.TOKEN, bias=1.0, x2=(0, 128)), {}, "with weight_bias"),
     ("merge_attn_states", replace(calls.MERGE, pairs=((-torch.inf, 0.0),)), {}, "without keys"),
+    ("mxfp4_linear", replace(calls.LINEAR, dtype="mxfp4"), {}, "x of uint8"),
+    ("mxfp4_linear", calls.LINEAR, {"out_dtype": torch.float32}, "out_dtype = torch.float32"),
+    ("mxfp4_linear", replace(calls.LINEAR, bias="fp32"), {}, "bias of float32"),
     ("mla_decode_bmm", calls.DECODE_EQUAL, {"return_lse": True}, "return_lse = True"),
     ("mla_decode_bmm", replace(calls.DECODE_EQUAL, kv_lens=(70, 9)), {}, "unequal length"),
     ("mla_decode_bmm", replace(calls.DECODE_EQUAL, kv_lens=(70, 0)), {}, "without keys"),

@@ -13,8 +13,10 @@ import torch
 
 import archkey
 from archkey.conformance.case import Case, Maker
+from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
+from archkey.conformance.cases.spec import describe
 from archkey.conformance.judge import judge
 
 TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
@@ -53,6 +55,24 @@ def test_kinds_of_quantisation_agree_with_reference(target: str, case: Case) -> 
         assert "nvfp4" in case.label and target.startswith("rocm"), result
         return
     assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
+LINEAR = (
+    Linear((3,), 96, 70, bias="fp32", out_dtype="fp32"),
+    Linear((17,), 320, 33, "fp16", out_dtype="fp32"),
+    Linear((33,), 288, 20, "mxfp4", out_dtype="fp32"),
+    Linear((20,), 288, 33, "mxfp4", "shuffled_gfx950", out_dtype="fp32"),
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("call", LINEAR, ids=describe)
+def test_mxfp4_linear_agrees_with_reference(target: str, call: Linear) -> None:
+    session = archkey.open(target)
+    result = judge(session, Case("mxfp4_linear", "", describe(call), call))
+    scaled = call.dtype == "mxfp4" and session.capabilities.mxfp4 == "native"
+    assert result.kernel == f"{target}:triton{'_scaled' if scaled else ''}"
     assert result.passed, result
 
 

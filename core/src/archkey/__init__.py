@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from archkey.ops.mla import merge_attn_states as merge_attn_states
     from archkey.ops.mla import mla_decode as mla_decode
     from archkey.ops.mla import mla_prefill as mla_prefill
+    from archkey.ops.mxfp4_linear import mxfp4_linear as mxfp4_linear
     from archkey.ops.page_table import (
         ragged_kv_indices_to_page_table as ragged_kv_indices_to_page_table,
     )
@@ -78,6 +79,7 @@ _HOME = {
     "fused_qk_rmsnorm": "ops.rmsnorm",
     "rmsnorm": "ops.rmsnorm",
     "rmsnorm_quant": "ops.rmsnorm_quant",
+    "mxfp4_linear": "ops.mxfp4_linear",
     "unified_attention": "ops.attention",
     "ragged_kv_indices_to_page_table": "ops.page_table",
     "req_to_token_to_page_table": "ops.page_table",

@@ -96,7 +96,9 @@ def fp8_scale(amax: torch.Tensor, dtype: str, rounding: str = "fp32") -> torch.T
     check_numbers("fp8_scale", "amax", amax)
     if rounding not in SCALE_ROUNDINGS:
         bad_value("fp8_scale", "rounding", f"one of {SCALE_ROUNDINGS}", repr(rounding))
-    scale = amax.float().clamp_min(AMAX_FLOOR) / fp8_max(dtype)
+    amax = amax.float().clamp_min(AMAX_FLOOR)
+    # Not by a number: torch multiplies by its reciprocal then, on GPUs alone.
+    scale = amax / torch.full_like(amax, fp8_max(dtype))
     if rounding == "fp32":
         return scale
     # Carry any mantissa bit into the exponent, then drop the mantissa: an exact ceil of log2.

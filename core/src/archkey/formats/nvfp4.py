@@ -54,7 +54,8 @@ def quantize_nvfp4(
     check_one(op, "global_scale", global_scale)
     blocks = values.float().reshape(*values.shape[:-1], width // NVFP4_BLOCK, NVFP4_BLOCK)
     amax = blocks.abs().amax(dim=-1)
-    scale = encode_fp8(amax / 6.0 / global_scale, "float8_e4m3fn")
+    # Not by a number: torch multiplies by its reciprocal then, on GPUs alone.
+    scale = encode_fp8(amax / torch.full_like(amax, 6.0) / global_scale, "float8_e4m3fn")
     factor = (scale.float() * global_scale).unsqueeze(-1)
     # A zero factor is replaced, not divided by: 0 * sign keeps the sign and makes no NaN.
     scaled = torch.where(factor == 0, blocks * 0.0, blocks / factor)

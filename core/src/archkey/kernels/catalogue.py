@@ -12,13 +12,13 @@ Metadata only; the builders that are named here import triton when a kernel is f
 
 from __future__ import annotations
 
-from archkey.conditions import Condition, at_most
+from archkey.conditions import Condition, at_most, is_
 from archkey.kernel import Kernel
 from archkey.kernels import spaces
 from archkey.requirements import Requirement
 from archkey.tuning import Table
 
-__all__ = ["TRITON", "rmsnorm_kernels"]
+__all__ = ["TRITON", "mxfp4_linear_kernels", "mxfp4_linear_scaled_kernels", "rmsnorm_kernels"]
 
 TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodies ran with")
 
@@ -52,4 +52,43 @@ def rmsnorm_kernels(tuning: Table, qk_tuning: Table, quant_tuning: Table) -> tup
             space=spaces.RMSNORM,
         )
         for operator, (module, table, accepts) in listed.items()
+    )
+
+
+def mxfp4_linear_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """mxfp4_linear for every matrix unit of bfloat16.
+
+    tuning  rows of `Mxfp4LinearTuning`
+    """
+    return (
+        Kernel(
+            operator="mxfp4_linear",
+            name="triton",
+            build="archkey.kernels.mxfp4_linear:build_mxfp4_linear",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: 4-bit weights decoded in registers to bfloat16",
+            space=spaces.MXFP4_LINEAR,
+        ),
+    )
+
+
+def mxfp4_linear_scaled_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """mxfp4_linear of packed x, for matrix units that take block scales; list it first.
+
+    tuning  rows of `Mxfp4LinearTuning`
+    """
+    native = is_("mxfp4", "native", "both operands go to the matrix unit as they are")
+    return (
+        Kernel(
+            operator="mxfp4_linear",
+            name="triton_scaled",
+            build="archkey.kernels.mxfp4_linear:build_mxfp4_linear_scaled",
+            accepts=(is_("dtype", "uint8", "float x has no block scales"),),
+            needs=(native,),
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: products of e2m1 with block scales; interpreted, decoded",
+            space=spaces.MXFP4_LINEAR_SCALED,
+        ),
     )

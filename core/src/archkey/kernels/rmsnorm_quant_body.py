@@ -48,7 +48,7 @@ def _quantise(p, rstd, scale, QUANT: tl.constexpr, RULE: tl.constexpr, FNUZ, BY_
         elif QUANT == "nvfp4":
             whole = tl.load(scale)
             wanted = tl.div_rn(tl.div_rn(amax, 6.0), whole)
-            # With integers: of a pair that is used twice, Triton 3.6.0's assembler for sm_90 takes
+            # With integers: of a pair that is used twice, one assembler of Triton 3.6.0 takes
             # the second byte before the converter has written it.
             scales = encode_fp8(wanted, False, True)
             factor = e4m3fn_value(scales) * whole

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.kernels.tunings import RmsNormTuning
+from archkey.kernels.tunings import Mxfp4LinearTuning, RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
 
-__all__ = ["RMSNORM"]
+__all__ = ["MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
 
 _THREADS = 1024
 """Most threads of a block on either vendor's hardware."""
@@ -32,4 +32,42 @@ def _rmsnorm(values: RmsNormTuning, capabilities: Capabilities) -> bool:
 
 RMSNORM = Space(
     {"tile": (512, 1024, 2048, 4096, 8192, 16384), "num_warps": (1, 2, 4, 8, 16)}, _rmsnorm
+)
+
+
+def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
+    """Sums in at most 128 registers a thread; what the loads on their way fill is there.
+
+    A step reads bfloat16 x, and half a byte a weight; two decoded operands take as much and more,
+    which the compiled program shows.
+    """
+    threads = values.num_warps * (capabilities.warp_size or 32)
+    few = values.few_k * (values.few_t * 2 + values.few_n // 2) * values.few_stages
+    tile = values.tile_k * (values.tile_t * 2 + values.tile_n // 2) * values.stages
+    room = capabilities.shared_memory_bytes or 0
+    return values.tile_t * values.tile_n <= 128 * threads and max(few, tile) <= room
+
+
+MXFP4_LINEAR = Space(
+    {
+        "few_t": (16, 32, 64),
+        "few_k": (128, 256),
+        "tile_t": (128, 256),
+        "tile_k": (64, 128),
+        "stages": (2, 3),
+        "num_warps": (4, 8),
+    },
+    _mxfp4_linear,
+)
+
+MXFP4_LINEAR_SCALED = Space(
+    {
+        "few_t": (16, 32, 64),
+        "few_k": (256, 512),
+        "tile_t": (128, 256),
+        "tile_k": (128, 256),
+        "stages": (2, 3, 4),
+        "num_warps": (4, 8),
+    },
+    _mxfp4_linear,
 )

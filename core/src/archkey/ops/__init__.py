@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from archkey.ops import attention, kda, mla, rmsnorm, rmsnorm_quant, sparse_mla
+from archkey.ops import attention, kda, mla, mxfp4_linear, rmsnorm, rmsnorm_quant, sparse_mla
 from archkey.ops._contract import Operator, Problem, public
 
 __all__ = ["OPERATORS", "Operator", "Problem", "public"]
 
-_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda)
+_FAMILIES = (mla, sparse_mla, rmsnorm, rmsnorm_quant, attention, kda, mxfp4_linear)
 
 OPERATORS: dict[str, Operator] = {
     operator.name: operator for family in _FAMILIES for operator in family.OPERATORS

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
-from archkey.kernels.catalogue import rmsnorm_kernels
-from archkey.kernels.tunings import RmsNormTuning
+from archkey.kernels.catalogue import (
+    mxfp4_linear_kernels,
+    mxfp4_linear_scaled_kernels,
+    rmsnorm_kernels,
+)
+from archkey.kernels.tunings import Mxfp4LinearTuning, RmsNormTuning
 from archkey_rocm_gfx950.facts import FACTS
 
 ARCHKEY_API = (1, 1)
 
-_TUNING = tables.read(Path(__file__).with_name("tuning.json"), RmsNormTuning)
+_TUNING = tables.read(Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning)
 
 
 @archkey.hookimpl
@@ -27,3 +31,5 @@ def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]
 def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     """The shared bodies with this architecture's numbers."""
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
+    yield from mxfp4_linear_scaled_kernels(_TUNING["mxfp4_linear_scaled"])
+    yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])

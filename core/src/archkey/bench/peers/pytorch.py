@@ -21,6 +21,7 @@ from archkey.bench.peers.pytorch_attention import (
     unified_attention_sdpa,
 )
 from archkey.formats.fp8 import encode_fp8, quantize_fp8
+from archkey.formats.mxfp4 import dequantize_mxfp4
 
 __all__ = [
     "fused_add_rmsnorm",
@@ -32,6 +33,7 @@ __all__ = [
     "mla_decode_bmm",
     "mla_prefill_cudnn",
     "mla_prefill_sdpa",
+    "mxfp4_linear",
     "rmsnorm",
     "rmsnorm_compiled",
     "rmsnorm_quant",
@@ -217,3 +219,17 @@ def kda_gate(inputs: Mapping[str, Any]) -> Bound:
         return {"out": (bound * torch.sigmoid(rate * x)).to(dtype)}
 
     return _bound(gate, "some launches; exp(A_log) made outside")
+
+
+def mxfp4_linear(inputs: Mapping[str, Any]) -> Bound:
+    """`F.linear` with weights of x's dtype, four times the bytes."""
+    known = "x", "x_scale", "weight", "weight_scale", "bias", "out", "out_dtype", "enable_pdl"
+    only(inputs, *known, x_scale_layout="row")
+    one_dtype(inputs, "x", "bias", "out", among=FLOATS)
+    x, bias, dtype = inputs["x"], inputs.get("bias"), inputs.get("out_dtype")
+    require(dtype in (None, x.dtype), f"out_dtype = {dtype}")
+    codes, scales = (inputs[name].view(torch.uint8) for name in ("weight", "weight_scale"))
+    weight = dequantize_mxfp4(codes, scales).to(x.dtype)
+    return _bound(
+        lambda: {"out": functional.linear(x, weight, bias)}, "weights dequantised outside"
+    )

@@ -30,7 +30,7 @@ PEERS: tuple[Peer, ...] = (
         install="pip install torch",
         home="https://github.com/pytorch/pytorch",
         routes=(
-            *_plain(*_NORMS, "merge_attn_states", "kda_gate", label="eager"),
+            *_plain(*_NORMS, "merge_attn_states", "kda_gate", "mxfp4_linear", label="eager"),
             *(Route(name, f"{name}_compiled", "compile") for name in _NORMS),
             *_labelled("mla_decode", "bmm"),
             *_labelled("mla_prefill", "sdpa", "cudnn"),

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linear layers with MXFP4 weights: the cases of the family."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from archkey.conformance.cases.mxfp4_linear import edges, models
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from archkey.conformance.case import Case
+
+__all__ = ["CASES", "random"]
+
+CASES = (*models.CASES, *edges.CASES)
+
+
+def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:
+    """Random cases of `operator`; needs hypothesis, which is an optional dependency."""
+    from archkey.conformance.cases.mxfp4_linear.strategies import strategy
+
+    return strategy(operator, size)

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton body of mxfp4_linear: its numbers under the interpreter, and who multiplies where.
+
+Numbers run with TRITON_INTERPRET=1, which has no product of bfloat16 and none with block scales:
+operands are widened there, so that what is tested is addresses, masks, decoding and the parts of x.
+Machine code is made in a child process without it, with no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+from archkey.formats import dequantize_mxfp4
+from archkey.kernels import mxfp4_linear_body as bodies
+from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_programs
+from archkey.reference.linear import mxfp4_linear
+
+interpreted = pytest.mark.skipif(
+    not isinstance(mxfp4_linear_body, InterpretedFunction),
+    reason="triton was imported before TRITON_INTERPRET=1 was set",
+)
+
+FEW, TILE = (16, 16, 64), (32, 64, 32)  # rows, columns of out, columns of x
+
+
+def _bytes(*shape: int, low: int = 0, high: int = 256, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(low, high, shape, generator=generator, dtype=torch.uint8)
+
+
+def _call(tokens: int, k: int, n: int, dtype: torch.dtype | None) -> dict[str, Any]:
+    """x of a dtype, or packed."""
+    blocks = -(-k // 32)
+    call: dict[str, Any] = {
+        "x": torch.randn(tokens, k, generator=torch.Generator().manual_seed(tokens)),
+        "weight": _bytes(n, k // 2),
+        "weight_scale": _bytes(n, blocks, low=120, high=130),
+    }
+    if dtype is None:
+        call["x"], call["x_scale"] = _bytes(tokens, k // 2, seed=1), _bytes(tokens, blocks, low=120)
+        call["x_scale"] %= 128
+    else:
+        call["x"] = call["x"].to(dtype)
+    return call
+
+
+def _run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    x_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    group: int = 8,
+) -> torch.Tensor:
+    rows, n = x.shape[0], weight.shape[0]
+    out = torch.full((rows, n), torch.nan)
+    programs = mxfp4_linear_programs(rows, n, *FEW[:2], *TILE[:2])
+    mxfp4_linear_body[(programs,)](
+        *(x, x_scale, weight, weight_scale, bias, out, rows, x.stride(0), 0),
+        *(0 if x_scale is None else x_scale.stride(0), 0),
+        *(weight.stride(0), weight_scale.stride(0), out.stride(0), 0),
+        *(2 * weight.shape[1], n, 1, "none" if x_scale is None else "row", 1),
+        *(False, True, False, *FEW, 2, *TILE, 2, group, False),
+    )
+    return out
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, None])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 40])
+@pytest.mark.parametrize(("k", "n"), [(128, 64), (98, 70), (2, 1)])
+def test_it_equals_the_reference(k: int, n: int, tokens: int, dtype: torch.dtype | None) -> None:
+    call = _call(tokens, k, n, dtype) | {"bias": torch.arange(n).float()}
+    (want,) = mxfp4_linear(**call, compute_dtype=torch.float64)
+    torch.testing.assert_close(_run(**call).double(), want, rtol=1e-5, atol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("group", [1, 3, 100])
+def test_every_order_of_tiles_covers_out(group: int) -> None:
+    call = _call(100, 32, 130, torch.bfloat16)
+    (want,) = mxfp4_linear(**call)
+    torch.testing.assert_close(_run(**call, group=group), want, rtol=1e-5, atol=1e-4)
+
+
+def test_programs_cover_out() -> None:
+    assert mxfp4_linear_programs(1, 65, 16, 64, 128, 128) == 2
+    assert mxfp4_linear_programs(16, 65, 16, 64, 128, 128) == 2
+    assert mxfp4_linear_programs(17, 257, 16, 64, 128, 128) == 3
+    assert mxfp4_linear_programs(129, 257, 16, 64, 128, 128) == 6
+
+
+@triton.jit
+def _decode_all(packed, scale, out, C: tl.constexpr, HALF: tl.constexpr):
+    """A byte with each scale; out as bits, since the interpreter cannot widen subnormal ones."""
+    row, column = tl.arange(0, 256)[:, None], tl.arange(0, C)[None, :]
+    codes = tl.load(packed + row * C + column)
+    block = tl.arange(0, C // 16)[None, :]
+    values = bodies._decode(codes, tl.load(scale + row * (C // 16) + block), HALF)
+    twice = tl.arange(0, 2 * C)[None, :]
+    tl.store(out + row * 2 * C + twice, values.to(tl.int16, bitcast=True))
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:overflow encountered in multiply")  # numpy's, as on a device
+def test_every_code_with_every_scale_is_exact() -> None:
+    """All 16 codes in both nibbles, all 256 scales: subnormal results, NaN, and infinities where
+    float32 has no such number.
+    """
+    codes = torch.arange(256, dtype=torch.uint8).expand(256, 256).contiguous()
+    scale = torch.arange(256, dtype=torch.uint8)[:, None].expand(256, 16).contiguous()
+    out = torch.empty(256, 512, dtype=torch.int16)
+    _decode_all[(1,)](codes, scale, out, 256, False)
+    found, want = out.view(torch.bfloat16).double(), dequantize_mxfp4(codes, scale).double()
+    torch.testing.assert_close(found, want, rtol=0, atol=0, equal_nan=True)
+    assert want[0].abs()[want[0] != 0].min() == 2.0**-128
+    assert want[255].isnan().all()
+
+
+# ---- machine code
+
+_COMPILE = """
+import json
+import archkey
+from archkey.conformance.machine_code import expectations, judge_code, read
+
+session = archkey.open({target!r})
+kernels = {{kernel.name: kernel for kernel in session.kernels("mxfp4_linear")}}
+found = {{}}
+for name, label in {wanted!r}:
+    problem = session.operators["mxfp4_linear"].examples[label]._replace(pdl=session.pdl)
+    codes = [read(made) for made in session.plan(problem, kernel=kernels[name].id).compiled]
+    complaints = judge_code(codes, expectations(kernels[name], problem, session))
+    found[name + ", " + label] = [sorted(codes[0].instructions), complaints]
+print(json.dumps(found))
+"""
+W4A16, W4A4 = "GPT-OSS-120B gate and up, W4A16", "GPT-OSS-120B down, W4A4"
+DECODED, SCALED = (("triton", W4A16), ("triton", W4A4)), (("triton_scaled", W4A4),)
+PRODUCTS = {
+    "cuda_sm90": (DECODED, "wgmma"),
+    "cuda_sm100": (DECODED[:1], "tcgen05"),
+    "cuda_sm100 scaled": (SCALED, "block_scaled"),  # kind::mxf4
+    "rocm_gfx942": (DECODED, "mfma"),
+    "rocm_gfx950": (DECODED[:1], "mfma"),
+    "rocm_gfx950 scaled": (SCALED, "scaled_mfma"),
+}
+"""Kernels with an example, and the instruction that multiplies."""
+
+
+@pytest.mark.parametrize("which", PRODUCTS)
+def test_the_matrix_unit_multiplies(which: str, run_python: Callable[..., str]) -> None:
+    wanted, product = PRODUCTS[which]
+    code = _COMPILE.format(target=which.split()[0], wanted=wanted)
+    found = json.loads(run_python(code, TRITON_INTERPRET="0"))
+    assert len(found) == len(wanted)
+    for name, (instructions, complaints) in found.items():
+        assert complaints == [], name
+        assert product in instructions, (name, instructions)
+        assert ("block_scaled" in instructions) == (wanted is SCALED)
