@@ -35,17 +35,22 @@ RMSNORM = Space(
 )
 
 
-def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
+def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities, x_bits: int = 16) -> bool:
     """Sums in at most 128 registers a thread; what the loads on their way fill is there.
 
-    A step reads bfloat16 x, and half a byte a weight; two decoded operands take as much and more,
-    which the compiled program shows.
+    A step reads bfloat16 x, and 4 bits a weight; two decoded operands take as much and more, which
+    the compiled program shows.
     """
     threads = values.num_warps * (capabilities.warp_size or 32)
-    few = values.few_k * (values.few_t * 2 + values.few_n // 2) * values.few_stages
-    tile = values.tile_k * (values.tile_t * 2 + values.tile_n // 2) * values.stages
-    room = capabilities.shared_memory_bytes or 0
+    few = values.few_k * (values.few_t * x_bits + values.few_n * 4) * values.few_stages
+    tile = values.tile_k * (values.tile_t * x_bits + values.tile_n * 4) * values.stages
+    room = 8 * (capabilities.shared_memory_bytes or 0)
     return values.tile_t * values.tile_n <= 128 * threads and max(few, tile) <= room
+
+
+def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
+    """The same with 4 bits of x."""
+    return _mxfp4_linear(values, capabilities, 4)
 
 
 MXFP4_LINEAR = Space(
@@ -69,5 +74,5 @@ MXFP4_LINEAR_SCALED = Space(
         "stages": (2, 3, 4),
         "num_warps": (4, 8),
     },
-    _mxfp4_linear,
+    _mxfp4_linear_scaled,
 )
