@@ -15,7 +15,7 @@ from archkey.conformance.emulation.operands import Read
 from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.wave import ALL, LANES, Array, Wave, mask_of
 
-__all__ = ["Routing", "routing", "sources"]
+__all__ = ["Routing", "routing"]
 
 _LANE = np.arange(LANES)
 _ROW, _IN_ROW = _LANE // 16, _LANE % 16
@@ -49,7 +49,7 @@ _FLAGS = {
 }
 
 
-def sources(control: str, value: str = "") -> Array:
+def _sources(control: str, value: str = "") -> Array:
     """The lane that each of the 64 lanes reads, -1 for none, for a control such as row_shr:1."""
     if control == "quad_perm":
         chosen = np.array([int(lane) for lane in value.strip("[]").split(",")])
@@ -97,7 +97,7 @@ def routing(instruction: Instruction) -> Routing:
     controls = [name for name in instruction.modifiers if name in known]
     if len(controls) != 1:
         raise UnknownInstruction(f"unknown DPP control in {instruction}")
-    lanes = sources(controls[0], instruction.take(controls[0]))
+    lanes = _sources(controls[0], instruction.take(controls[0]))
     rows, banks = instruction.number("row_mask", 0xF), instruction.number("bank_mask", 0xF)
     # LLVM writes bound_ctrl:1 for the bit that makes invalid sources 0 (older versions wrote :0).
     zero = instruction.take("bound_ctrl") != ""

@@ -131,7 +131,8 @@ _THREE: dict[str, Callable[[Array, Array, Array], Array]] = {
 def _all(kind: str) -> dict[str, Alu]:
     tables: tuple[Mapping[str, Callable[..., Array]], ...] = (_ONE, _TWO, _THREE)
     return {
-        f"v_{name}_{kind}": Alu(apply, (kind,) * count, (kind,))
+        # Of three float16 the upper half of the destination stays, of fewer it becomes 0.
+        f"v_{name}_{kind}": Alu(apply, (kind,) * count, (kind,), half=count == 3)
         for count, table in enumerate(tables, 1)
         for name, apply in table.items()
     }

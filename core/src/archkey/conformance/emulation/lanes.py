@@ -24,7 +24,7 @@ from archkey.conformance.emulation.operands import (
 from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.wave import LANES, Array, Wave
 
-__all__ = ["TABLE", "swizzle"]
+__all__ = ["TABLE"]
 
 _LANE = np.arange(LANES)
 
@@ -112,7 +112,7 @@ def _permute(forward: bool) -> Builder:
     return build
 
 
-def swizzle(pattern: str) -> Array:
+def _pattern(pattern: str) -> Array:
     """The lane that each lane reads for a pattern of ds_swizzle, as text or as number."""
     match = re.fullmatch(r"swizzle\((\w+),(.*)\)", pattern.replace(" ", ""))
     if match is None:
@@ -148,7 +148,7 @@ def _masked(keep: int, put: int, flip: int) -> Array:
 
 def _swizzle(instruction: Instruction, labels: Labels) -> Step:
     to, data = (operand(text) for text in instruction.operands)
-    lanes = swizzle(instruction.take("offset", "0"))
+    lanes = _pattern(instruction.take("offset", "0"))
     read, write = reader(data, "u32"), writer(to, "u32")
     return lambda w: write(w, np.where(w.mask, read(w), 0)[lanes].astype(np.uint32))
 

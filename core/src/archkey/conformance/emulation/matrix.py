@@ -27,7 +27,7 @@ from archkey.conformance.emulation.operands import Operand, Read, operand, reade
 from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.wave import LANES, Array, Wave
 
-__all__ = ["TABLE", "of_target", "rows_of_result"]
+__all__ = ["TABLE", "of_target"]
 
 _LANE = np.arange(LANES)
 
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
         return self.m * self.k // LANES
 
 
-def rows_of_result(m: int) -> Array:
+def _rows_of_result(m: int) -> Array:
     """Row of the result in each register and lane: [registers, lanes]."""
     register = np.arange(m * m // LANES)[:, None]
     if m == 16:
@@ -131,7 +131,7 @@ def _accumulate(
     kind, dtype = ("i32", np.int32) if integer else ("f32", np.float32)
     if to.count != count or (addend.file != "constant" and addend.count != count):
         raise UnknownInstruction(f"unknown operands in {instruction}")
-    at = (rows_of_result(tile.m), np.broadcast_to(_LANE % tile.m, (count, LANES)))
+    at = (_rows_of_result(tile.m), np.broadcast_to(_LANE % tile.m, (count, LANES)))
     target = slice(to.index, to.index + count)
     source = slice(addend.index, addend.index + count)
     fixed: Read | None = reader(addend, kind) if addend.file == "constant" else None

@@ -147,7 +147,7 @@ OPS: dict[str, Op] = {
     "s_pack_hh_b32_b16": Op(lambda a, b: a >> 16 | b & 0xFFFF0000),
     "s_mov_b32": Op(_u),
     "s_mov_b64": Op(_u, wide=_W1),
-    "s_movk_i32": Op(lambda a: _sext(16)(a)),
+    "s_movk_i32": Op(_sext(16)),
     "s_not_b32": Op(lambda a: ~a & M32, "nonzero"),
     "s_not_b64": Op(lambda a: ~a & M64, "nonzero", _W1),
     "s_brev_b32": Op(lambda a: int(f"{a:032b}"[::-1], 2)),

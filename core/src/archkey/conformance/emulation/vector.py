@@ -87,9 +87,7 @@ def _straight(
     halves = [0] * (len(sources) + 1)
     if "op_sel" in instruction.modifiers:
         own = len(sources) - alu.old
-        if not any(
-            KINDS[kind].itemsize == 2 for kind in (*alu.sources, alu.to[0]) if kind in KINDS
-        ):
+        if not {*alu.sources, *alu.to} & {"u16", "i16", "f16"}:
             raise UnknownInstruction(f"unknown modifier op_sel of {instruction}")
         chosen = instruction.bits("op_sel", 0, own + 1)
         halves = [*chosen[:own], *([0] * alu.old), chosen[own]]

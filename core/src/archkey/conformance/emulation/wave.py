@@ -18,7 +18,10 @@ import numpy.typing as npt
 
 from archkey.conformance.emulation.memory import Memory, Room
 
-__all__ = ["ALL", "LANES", "Array", "Group", "Wave", "int_of", "mask_of"]
+__all__ = [
+    *("AGPR", "ALL", "EXEC", "LANES", "M0", "VCC"),
+    *("Array", "Group", "Wave", "int_of", "mask_of"),
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
