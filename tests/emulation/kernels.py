@@ -242,6 +242,20 @@ def check_float32(on: Machine) -> tuple[float, float]:
     return error(c, a.double() @ b.double().T), 1e-6 if on.target == "rocm_gfx950" else 2e-3
 
 
+def check_loads_into_lds(on: Machine) -> tuple[float, float]:
+    """float32, whose words go to LDS one by one on either target."""
+    a, b = torch.randn(2, 64, 256)
+    c = torch.empty(64, 64)
+    os.environ["TRITON_HIP_USE_ASYNC_COPY"] = "1"
+    try:
+        fixed = {"M": 64, "N": 64, "STEP": 64, "TURNED": True}
+        compiled = on.launch(matmul, 1, a, b, c, 256, options={"num_stages": 2}, **fixed)
+    finally:
+        del os.environ["TRITON_HIP_USE_ASYNC_COPY"]
+    assert "global_load_lds_dword" in compiled.kernel.asm["amdgcn"]
+    return error(c, a.double() @ b.double().T), 1e-6 if on.target == "rocm_gfx950" else 2e-3
+
+
 def scaled(a_form: str, b_form: str, size: int) -> Callable[..., Any]:
     """Random codes with random scales, of which each block has another."""
     m, n, k = 64, 64, 256
@@ -295,6 +309,7 @@ CHECKS: dict[str, Callable[[Machine], tuple[float, float]]] = {
     **{"add": check_add, "softmax": check_softmax, "integers": check_integers},
     **{"scan": check_scan, "transpose": check_transpose, "fp8": check_fp8},
     **{"int8": check_int8, "float32": check_float32, "stray row": check_stray_row},
+    "loads into LDS": check_loads_into_lds,
     **{
         f"{kind} {size}x{size}, b {'turned' if turned else 'as it is'}": matrices(
             kind, size, turned

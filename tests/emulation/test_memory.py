@@ -171,3 +171,22 @@ def test_scalar_loads() -> None:
     assert on.s[8] == int(DATA.view(np.uint32)[2])
     with pytest.raises(Fault, match="past the end of data"):
         run(on, "s_load_dwordx2 s[4:5], s[0:1], 0xffc")
+
+
+def test_loads_into_lds() -> None:
+    """Lane after lane from M0 on; the offset counts on both sides."""
+    words = DATA.view(np.uint32)
+    on = wave(exec_mask=0xFF, rooms=(room(DATA),), **address(DATA, LANE * 8))
+    on.s[124] = 32
+    run(on, "global_load_lds_dword v[2:3], off offset:4")
+    held = on.group.lds.get(LANE * 4, 4, 1)[0]
+    assert held[9:17].tolist() == words[1:17:2].tolist()
+    assert (np.delete(held, range(9, 17)) == 0xFFFFFFFF).all()
+    on = wave(rooms=(room(DATA),), v2=LANE * 16, **resource(DATA, 512))
+    on.s[124] = 0
+    run(on, "buffer_load_dwordx4 v2, s[4:7], 0 offen lds", target="gfx950")
+    held = on.group.lds.get(LANE * 16, 4, 4).T.reshape(-1)
+    assert held.tolist() == [*words[:128].tolist(), *[0] * 128]
+    on.s[124] = 4
+    with pytest.raises(Fault, match="byte 1027 of an LDS of 1024 bytes"):
+        run(on, "buffer_load_dwordx4 v2, s[4:7], 0 offen lds", target="gfx950")

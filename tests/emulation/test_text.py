@@ -124,7 +124,7 @@ def test_a_program_is_read() -> None:
         ("v_add_f32_e64 v0, v1, v2 op_sel:[1,0,0]", "unknown modifier op_sel"),
         ("v_add_u32_e64 v0, -v1, v2", "unknown operand '-v1' where u32 is expected"),
         ("v_mov_b32_dpp v0, v1 row_share:1", "unknown DPP control"),
-        ("global_load_dword v0, v[2:3], off lds", "unknown modifier lds"),
+        ("global_load_dword v0, v[2:3], off slc", "unknown modifier slc"),
         ("v_mfma_f32_16x16x16_bf16 a[0:15], v[0:1], v[2:3], 0", "unknown operands"),
         ("v_mfma_f32_16x16x32_bf16 a[0:3], v[0:3], v[4:7], 0", "of gfx942"),
         ("s_branch .LBB0_9", "unknown label"),

@@ -40,17 +40,13 @@ _STORES = {
 }
 
 
-def _checked(w: Wave, base: Array, offset: int, span: int) -> Array:
-    """Addresses of the working lanes. Fault past the end of the LDS."""
-    at = base[w.mask].astype(np.int64) + offset
-    last = int(at.max()) + span
-    if last > w.group.lds.end:
-        raise Fault(f"access to byte {last - 1} of an LDS of {w.group.lds.end} bytes")
-    return at
+def _places(w: Wave, base: Array, offset: int, span: int) -> Array:
+    """Addresses of the working lanes."""
+    return w.group.check_lds(base[w.mask].astype(np.int64) + offset, span)
 
 
 def _fetch(w: Wave, base: Array, offset: int, shape: Shape) -> Array:
-    return w.group.lds.get(_checked(w, base, offset, shape.span), shape.size, shape.count)
+    return w.group.lds.get(_places(w, base, offset, shape.span), shape.size, shape.count)
 
 
 def _offsets(instruction: Instruction, stride: int) -> tuple[int, ...]:
@@ -90,7 +86,7 @@ def _store(shape: Shape, stride: int = 0) -> Builder:
             if w.exec:
                 base = read(w)
                 for offset, source in zip(offsets, sources, strict=True):
-                    at = _checked(w, base, offset, shape.span)
+                    at = _places(w, base, offset, shape.span)
                     w.group.lds.put(at, gathered(w, source.index, shape))
 
         return step

@@ -16,7 +16,7 @@ from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.operands import Operand, Read, operand, reader, scalar
 from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.transfer import LOADS, STORES, Shape, gathered, scatter
-from archkey.conformance.emulation.wave import LANES, Array, Wave
+from archkey.conformance.emulation.wave import LANES, M0, Array, Wave
 
 __all__ = ["TABLE", "Buffer", "global_address"]
 
@@ -74,18 +74,31 @@ class Buffer:
         lane, resource, more = (operand(text) for text in texts)
         self._lane = reader(lane, "u32") if instruction.flag("offen") else _zeros
         self._more, self._resource = scalar(more), resource.index
-        self._fixed, self._shape = instruction.number("offset"), shape
+        self.fixed, self._shape = instruction.number("offset"), shape
 
     def inside(self, w: Wave) -> tuple[Array, Array, Array]:
         """Of working lanes: addresses; whether each element is in range; lanes that are wholly."""
         low, high, records, _ = w.s[self._resource : self._resource + 4]
         if high >> 16:
             raise UnknownInstruction("a buffer with a stride or a swizzle is not defined here")
-        offset = self._lane(w)[w.mask].astype(np.int64) + (self._more(w) + self._fixed)
+        offset = self._lane(w)[w.mask].astype(np.int64) + (self._more(w) + self.fixed)
         ends = offset + self._shape.size * np.arange(1, self._shape.count + 1)[:, None]
         valid: Array = ends <= records
         start = np.uint64(low | (high & 0xFFFF) << 32)
         return start + offset.astype(np.uint64), valid, np.asarray(valid.all(0))
+
+    def load(self, w: Wave) -> Array:
+        """What the working lanes load: [count, lanes]. Elements out of range are 0."""
+        at, valid, whole = self.inside(w)
+        load, shape = w.group.memory.load, self._shape
+        if whole.all():
+            return load(at, shape.size, shape.count)
+        values = np.zeros(valid.shape, f"u{shape.size}")
+        for n, lanes in enumerate(valid):
+            if lanes.any():
+                element = at[lanes] + np.uint64(n * shape.size)
+                values[n, lanes] = load(element, shape.size)[0]
+        return values
 
 
 def _zeros(w: Wave) -> Array:
@@ -93,28 +106,47 @@ def _zeros(w: Wave) -> Array:
 
 
 def _buffer_load(shape: Shape) -> Builder:
-    """Elements out of range are 0."""
-
     def build(instruction: Instruction, labels: Labels) -> Step:
+        if instruction.flag("lds"):
+            access = Buffer(instruction, instruction.operands, shape)
+            return _into_lds(access.load, shape, access.fixed)
         to, *rest = instruction.operands
         row, access = operand(to).index, Buffer(instruction, tuple(rest), shape)
 
         def step(w: Wave) -> None:
-            if not w.exec:
-                return
-            at, valid, whole = access.inside(w)
-            load = w.group.memory.load
-            if whole.all():
-                values = load(at, shape.size, shape.count)
-            else:
-                values = np.zeros(valid.shape, f"u{shape.size}")
-                for n, lanes in enumerate(valid):
-                    if lanes.any():
-                        element = at[lanes] + np.uint64(n * shape.size)
-                        values[n, lanes] = load(element, shape.size)[0]
-            scatter(w, row, shape, values)
+            if w.exec:
+                scatter(w, row, shape, access.load(w))
 
         return step
+
+    return build
+
+
+def _into_lds(load: Callable[[Wave], Array], shape: Shape, offset: int) -> Step:
+    """A load that passes the registers by: lane after lane into LDS, from M0 + offset on."""
+    if shape.size != 4 or shape.count == 2:
+        raise UnknownInstruction(f"no load into LDS of {shape.count} x {shape.size} bytes")
+    place = np.arange(LANES) * shape.span
+
+    def step(w: Wave) -> None:
+        if w.exec:
+            at = w.group.check_lds(place[w.mask] + (w.s[M0] + offset), shape.span)
+            w.group.lds.put(at, load(w))
+
+    return step
+
+
+def _global_into_lds(shape: Shape) -> Builder:
+    def build(instruction: Instruction, labels: Labels) -> Step:
+        lane, base = (operand(text) for text in instruction.operands)
+        # The offset counts for both addresses.
+        offset = int(instruction.modifiers.get("offset", "0"), 0)
+        address = global_address(instruction, lane, base)
+
+        def load(w: Wave) -> Array:
+            return w.group.memory.load(address(w)[w.mask], 4, shape.count)
+
+        return _into_lds(load, shape, offset)
 
     return build
 
@@ -200,5 +232,9 @@ _ACCESS: tuple[tuple[str, Callable[[Shape], Builder], Callable[[Shape], Builder]
 
 TABLE: dict[str, Builder] = {
     **{f"{s}_load_{name}": load(shape) for s, load, _ in _ACCESS for name, shape in LOADS.items()},
+    **{
+        f"global_load_lds_{name}": _global_into_lds(LOADS[name])
+        for name in ("dword", "dwordx3", "dwordx4")
+    },
     **{f"{s}_store_{n}": store(shape) for s, _, store in _ACCESS for n, shape in STORES.items()},
 }

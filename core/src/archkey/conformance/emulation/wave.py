@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory, Room
 
 __all__ = [
@@ -45,6 +46,13 @@ class Group:
         self.memory = memory
         self.lds = Room("LDS", np.full(lds_bytes, 0xFF, np.uint8), 0, 0)
         self.scratch_bytes = scratch_bytes
+
+    def check_lds(self, at: Array, span: int) -> Array:
+        """`at`, byte addresses of accesses of `span` bytes. Fault past the end of the LDS."""
+        last = int(at.max()) + span
+        if last > self.lds.end:
+            raise Fault(f"access to byte {last - 1} of an LDS of {self.lds.end} bytes")
+        return at
 
 
 class Wave:
