@@ -234,6 +234,25 @@ def check_int8(on: Machine) -> tuple[float, float]:
     return error(c, a.double() @ b.double().T), 0.0
 
 
+@triton.jit
+def small_matmul(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    row, column, k = tl.arange(0, M)[:, None], tl.arange(0, N)[None, :], tl.arange(0, K)
+    left, right = tl.load(a + row * K + k[None, :]), tl.load(b + column * K + k[:, None])
+    tl.store(c + row * N + column, tl.dot(left, right))
+
+
+def check_small(on: Machine) -> tuple[float, float]:
+    """Few rows: dot products of a lane, and matrix instructions of 4 x 4 in 16 blocks."""
+    worst = 0.0
+    for kind in (torch.bfloat16, torch.float16, torch.int8):
+        for m, n in ((1, 16), (4, 64), (64, 4)):
+            a, b = ((torch.randn(size, 64) * 3).to(kind) for size in (m, n))
+            c = torch.empty(m, n, dtype=torch.int32 if kind == torch.int8 else torch.float32)
+            on.launch(small_matmul, 1, a, b, c, M=m, N=n, K=64)
+            worst = max(worst, error(c, a.double() @ b.double().T))
+    return worst, 1e-6
+
+
 def check_float32(on: Machine) -> tuple[float, float]:
     """gfx942 has xf32, of 10 bits after the point, and Triton uses it unless told not to."""
     a, b = torch.randn(2, 64, 128)
@@ -309,7 +328,7 @@ CHECKS: dict[str, Callable[[Machine], tuple[float, float]]] = {
     **{"add": check_add, "softmax": check_softmax, "integers": check_integers},
     **{"scan": check_scan, "transpose": check_transpose, "fp8": check_fp8},
     **{"int8": check_int8, "float32": check_float32, "stray row": check_stray_row},
-    "loads into LDS": check_loads_into_lds,
+    **{"loads into LDS": check_loads_into_lds, "few rows": check_small},
     **{
         f"{kind} {size}x{size}, b {'turned' if turned else 'as it is'}": matrices(
             kind, size, turned

@@ -157,6 +157,40 @@ def _mfma(tile: Tile, a: str, b: str) -> Builder:
     return build
 
 
+def _blocks(k: int, form: str) -> Builder:
+    """16 products of 4 x 4: block b, and row or column r of it, are lane 4 b + r.
+
+    With cbsz:n, 2^n neighbouring blocks share the A of one of them, which abid names.
+    """
+    bits = _BITS.get(form, 8)
+    kind, dtype = ("i32", np.int32) if form == "i8" else ("f32", np.float32)
+    take = _decoder(form)
+
+    def build(instruction: Instruction, labels: Labels) -> Step:
+        to, a, b, addend = (operand(text) for text in instruction.operands)
+        shared, chosen = 1 << instruction.number("cbsz"), instruction.number("abid")
+        left, right = (_lanes(source, k * bits // 32) for source in (a, b))
+        source = np.arange(16) // shared * shared + chosen
+        if to.count != 4 or (addend.file != "constant" and addend.count != 4):
+            raise UnknownInstruction(f"unknown operands in {instruction}")
+        fixed: Read | None = reader(addend, kind) if addend.file == "constant" else None
+
+        def step(w: Wave) -> None:
+            if not w.full:
+                raise UnknownInstruction("a matrix instruction without all lanes is not defined")
+            one, two = (
+                take(side(w)).astype(np.float64).reshape(16, 4, k) for side in (left, right)
+            )
+            product = one[source] @ two.transpose(0, 2, 1)  # [block, row, column]
+            rows = w.registers[addend.index : addend.index + 4].view(dtype)
+            total = product.transpose(1, 0, 2).reshape(4, LANES) + (fixed(w) if fixed else rows)
+            w.registers[to.index : to.index + 4] = total.astype(dtype).view(np.uint32)
+
+        return step
+
+    return build
+
+
 _F8F6F4 = ("fp8", "bf8", "e2m3", "e3m2", "e2m1")
 """What cbsz says of A, and blgp of B."""
 
@@ -228,7 +262,13 @@ def _named(rows: dict[str, tuple[int, int, str]]) -> dict[str, Builder]:
     return {**found, **{f"{name}_1k": build for name, build in found.items() if "bf16" in name}}
 
 
-TABLE: dict[str, Builder] = _named(_PLAIN)
+TABLE: dict[str, Builder] = {
+    **_named(_PLAIN),
+    "v_mfma_f32_4x4x1_16b_f32": _blocks(1, "f32"),
+    "v_mfma_f32_4x4x4_16b_f16": _blocks(4, "f16"),
+    "v_mfma_f32_4x4x4_16b_bf16": _blocks(4, "bf16"),
+    "v_mfma_i32_4x4x4_16b_i8": _blocks(4, "i8"),
+}
 
 
 def of_target(target: str) -> dict[str, Builder]:

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from archkey.conformance.emulation.builders import Builder, Labels, Step
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.floats import maximum, minimum
-from archkey.conformance.emulation.numbers import fma
+from archkey.conformance.emulation.numbers import bf16_values, fma
 from archkey.conformance.emulation.operands import KINDS, Operand, Read, operand, reader, writer
 from archkey.conformance.emulation.text import Instruction
+from archkey.conformance.emulation.vector import Alu, built
 from archkey.conformance.emulation.wave import Array, Wave
 
 __all__ = ["TABLE"]
@@ -126,6 +127,29 @@ def _mix(kind: str, half: int | None) -> Builder:
     return build
 
 
+def _dot(values: Callable[[Array], Array], to: str) -> dict[str, Alu]:
+    """c + the sum of products of a's and b's parts, rounded once; v_dot2c adds to D."""
+    dtype = KINDS[to]
+
+    def apply(a: Array, b: Array, c: Array) -> Array:
+        products = values(a).astype(np.float64) * values(b)
+        return (products.sum(1) + c).astype(dtype)
+
+    kinds = ("u32", "u32", to)
+    return {"": Alu(apply, kinds, (to,)), "c": Alu(apply, kinds, (to,), old=True)}
+
+
+def _parts(dtype: type[Any]) -> Callable[[Array], Array]:
+    """The parts of each lane's register: [lanes, parts]."""
+    return lambda a: np.ascontiguousarray(a)[:, None].view(dtype)
+
+
+_DOTS = {
+    "dot2{}_f32_f16": _dot(_parts(np.float16), "f32"),
+    "dot2{}_f32_bf16": _dot(lambda a: bf16_values(_parts(np.uint16)(a)), "f32"),
+    "dot4{}_i32_i8": _dot(_parts(np.int8), "i32"),
+}
+
 _PAIRS: dict[str, Pair] = {
     "v_pk_add_f32": Pair(np.add, "f32"),
     "v_pk_mul_f32": Pair(np.multiply, "f32"),
@@ -153,6 +177,11 @@ _PAIRS: dict[str, Pair] = {
 
 TABLE: dict[str, Builder] = {
     **{name: _packed(pair) for name, pair in _PAIRS.items()},
+    **{
+        f"v_{name.format(form)}": built(alu)
+        for name, forms in _DOTS.items()
+        for form, alu in forms.items()
+    },
     "v_pk_mov_b32": _mov,
     "v_fma_mix_f32": _mix("f32", None),
     "v_fma_mixlo_f16": _mix("f16", 0),
