@@ -41,7 +41,7 @@ _EVERY: Rows = (
         for kind in _PLAIN
         for width in (1536, 7168)
     ),
-    *(("one row", {"tokens": 1, "width": 512, **kind}) for kind in _PLAIN),
+    *(("one row", {"tokens": 1, "width": 7168, **kind}) for kind in _PLAIN),
     *(("no rows", {"tokens": 0, "width": 512, **kind}) for kind in _KINDS),
     *(("rows of zeros", _ROWS | kind | {"values": "zero rows"}) for kind in _KINDS),
     *(
