@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_programs
 from archkey.kernels.rmsnorm import POINTERS, rows_of
-from archkey.kernels.tunings import Mxfp4LinearTuning
 from archkey.launch import Build, Program, interpreting
 
 if TYPE_CHECKING:

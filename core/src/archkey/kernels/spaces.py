@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.kernels.tunings import Mxfp4LinearTuning, RmsNormTuning
+from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:
