@@ -26,20 +26,24 @@ TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodie
 _ROW = at_most("width", 16384, "a row is held in registers")
 
 
-def rmsnorm_kernels(tuning: Table, qk_tuning: Table, quant_tuning: Table) -> tuple[Kernel, ...]:
+def rmsnorm_kernels(
+    tuning: Table, qk_tuning: Table, quant_tuning: Table | None = None
+) -> tuple[Kernel, ...]:
     """Kernels of the RMSNorm family.
 
     tuning        rows of `RmsNormTuning`, with conditions on `width`: rmsnorm, fused_add_rmsnorm
     qk_tuning     the same, with conditions on `q_width` and `k_width`: fused_qk_rmsnorm
-    quant_tuning  the same, with conditions on `width` and `quant`: rmsnorm_quant
+    quant_tuning  the same, with conditions on `width` and `quant`: rmsnorm_quant; None leaves that
+                  operator to another kernel
     """
     shared = "shared Triton body: a tile of rows in registers, read once, one launch"
     listed: dict[str, tuple[str, Table, tuple[Condition, ...]]] = {
         "rmsnorm": ("rmsnorm", tuning, ()),
         "fused_add_rmsnorm": ("rmsnorm", tuning, ()),
         "fused_qk_rmsnorm": ("rmsnorm", qk_tuning, ()),
-        "rmsnorm_quant": ("rmsnorm_quant", quant_tuning, (_ROW,)),
     }
+    if quant_tuning is not None:
+        listed["rmsnorm_quant"] = ("rmsnorm_quant", quant_tuning, (_ROW,))
     return tuple(
         Kernel(
             operator=operator,
