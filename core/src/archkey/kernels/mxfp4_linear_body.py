@@ -173,18 +173,19 @@ def mxfp4_linear_body(
     x += x_rows.T if x_scale is None else x_rows
     if LAYOUT == "row":
         x_scale += row_offsets(t_read, HEADS, x_scale_stride, x_scale_head_stride)
-    begin, end = 0, K
+    begin = 0
+    STEPS: tl.constexpr = (min(PART, K) + BK - 1) // BK
     MASKED: tl.constexpr = K % BK != 0 or (PART < K and K % PART != 0)
     if PART < K:
         begin = tl.program_id(1) * PART
-        end = begin + PART
         out += tl.program_id(1).to(tl.int64) * rows * N
     total = tl.zeros([BN, BT], tl.float32)
     # Less than 4 aligned bytes of a row are not copied in the background: read them a step ahead.
     ahead: tl.constexpr = BK < 128 or SCALE_STEP < 4
     if ahead:
         next_scale = _weight_scales(weight_scale, begin, K, BK)
-    for start in tl.range(begin, end, BK, num_stages=STAGES):
+    for i in tl.range(0, STEPS, num_stages=STAGES):
+        start = begin + i * BK
         byte = start // 2 + tl.arange(0, BK // 2)[None, :]
         group = start // 32 + tl.arange(0, BK // 32)[None, :]
         # Columns past the end: code 0 is 0.0, whatever its scale is.
@@ -203,10 +204,10 @@ def mxfp4_linear_body(
             total = _product(_decode(w, w_scale, HALF), value, total, INTERPRETED)
         else:
             codes = tl.load(x + byte, in_row, other=nothing)
-            place = group
+            scale_place = group
             if LAYOUT != "row":
-                place = scale_offset(t_read[:, None], group, (K + 255) // 256 * 8, LAYOUT)
-            scale = tl.load(x_scale + place, in_scales, other=nothing)
+                scale_place = scale_offset(t_read[:, None], group, (K + 255) // 256 * 8, LAYOUT)
+            scale = tl.load(x_scale + scale_place, in_scales, other=nothing)
             if NATIVE and not INTERPRETED:  # which has no dot_scaled
                 total = tl.dot_scaled(w, w_scale, "e2m1", codes.T, scale, "e2m1", total)
             else:
