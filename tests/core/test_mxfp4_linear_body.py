@@ -65,10 +65,12 @@ def _run(
     bias: torch.Tensor | None = None,
     group: int = 8,
     part: int = 0,
+    wgmma: bool = False,
+    many: tuple[int, int, int] = MANY,
 ) -> torch.Tensor:
     """In parts of so many columns, or whole."""
     rows, n, k = x.shape[0], weight.shape[0], 2 * weight.shape[1]
-    t, columns, step = FEW if rows <= 16 else MANY
+    t, columns, step = FEW if rows <= 16 else many
     out = torch.full((rows, n), torch.nan)
     parts = -(-k // part) if part else 1
     sums = torch.full((parts, rows, n), torch.nan) if part else out
@@ -77,7 +79,7 @@ def _run(
         *(0 if x_scale is None else x_scale.stride(0), 0),
         *(weight.stride(0), weight_scale.stride(0), n, 0),
         *(k, n, 1, "none" if x_scale is None else "row", 1),
-        *(False, True, False, False, part or k, t, columns, step, 2, group, False),
+        *(False, True, wgmma, False, part or k, t, columns, step, 2, group, False),
     )
     if part:
         mxfp4_linear_sum_body[(rows, -(-n // 32))](
@@ -112,6 +114,16 @@ def test_parts_of_k_add_up(k: int, tokens: int, dtype: torch.dtype | None) -> No
     call = _call(tokens, k, 70, dtype) | {"bias": torch.arange(70).float()}
     (want,) = mxfp4_linear(**call, compute_dtype=torch.float64)
     torch.testing.assert_close(_run(**call, part=64).double(), want, rtol=1e-5, atol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("tokens", [3, 40])  # weights are on the left, and x
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_orders_of_operands_for_wgmma_agree(tokens: int, dtype: torch.dtype) -> None:
+    call = _call(tokens, 194, 70, dtype)
+    (want,) = mxfp4_linear(**call, compute_dtype=torch.float64)
+    found = _run(**call, wgmma=True, many=(64, 64, 32))
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-4)
 
 
 def test_k_is_split_where_out_has_few_tiles() -> None:

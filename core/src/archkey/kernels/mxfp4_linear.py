@@ -100,9 +100,8 @@ def _tile(
     k, n, heads = problem.in_features, problem.out_features, problem.heads
     part = part_of(problem, tile, units)
     parts, tiles_n = -(-k // part), -(-n // tile.n)
-    # Only WGMMA, only of bfloat16 as it is: other operands are on their way to shared memory.
-    wait = build.capabilities.wgmma is True and problem.dtype == "bfloat16" and not interpreting()
-    body = _program(problem, tuning, tile, native, part, wait)
+    wgmma = build.capabilities.wgmma is True and problem.dtype == "bfloat16"
+    body = _program(problem, tuning, tile, native, part, wgmma)
     if parts == 1:
         launch = build.compile(body)
 
@@ -133,7 +132,7 @@ def _program(
     tile: LinearTile,
     native: bool,
     part: int,
-    wait: bool,
+    wgmma: bool,
 ) -> Program:
     """The body for `problem`; of a part of K, its sums are float32 and bias is left to the end."""
     packed, whole = problem.x_scale_layout != "none", part >= problem.in_features
@@ -172,7 +171,7 @@ def _program(
             "SCALE_STEP": _scale_step(problem),
             "NATIVE": native,
             "INTERPRETED": interpreting(),
-            "WAIT": wait,
+            "WGMMA": wgmma,
             # Nor does the interpreter multiply bfloat16.
             "HALF": tuning.half and not interpreting(),
             "PART": part,

@@ -5,6 +5,11 @@ A program computes a tile of `out^T = weight @ x^T`: the weights are the left op
 units take from registers where they were decoded, and few tokens are the narrow side of the tile.
 Sums are float32; bias is added to them, and a value is rounded once, on its store.
 
+WGMMA, Hopper's unit, reads its left operand while the program goes on. So a step with weights from
+registers ends with its products (`_finished`). Where x has the 64 rows that a left operand needs, x
+is on the left, straight from the shared memory that it was copied to, and weights go through shared
+memory, for which Triton waits by itself: there is one buffer for them.
+
 Where out has too few tiles to keep a device busy, programs sum a part of K each, and a second body
 adds the parts in their order: sums do not depend on which program is first.
 """
@@ -64,8 +69,11 @@ def _decode(packed, scale, HALF: tl.constexpr):
 
 
 @triton.jit
-def _dot(a, b, total, INTERPRETED: tl.constexpr):
-    """total + a @ b of bfloat16."""
+def _dot(weight, x, total, X_LEFT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """total + weight @ x of bfloat16; total^T + (weight @ x)^T with x on the left."""
+    a, b = weight, x
+    if X_LEFT:
+        a, b = x.T, weight.T
     if INTERPRETED:  # it would multiply the bits of bfloat16 as integers
         return tl.dot(_widened(a), _widened(b), total, input_precision="ieee")
     return tl.dot(a, b, total)
@@ -75,8 +83,8 @@ def _dot(a, b, total, INTERPRETED: tl.constexpr):
 def _finished(total):
     """`total`, for which wgmma is waited here, before a register that it reads is written again.
 
-    Triton (3.6: triton#9433) leaves the products of a step with weights from registers running
-    into the next step, which decodes into the same registers: sums of whatever stands there. It
+    Triton (3.6: triton#9433) leaves products with weights from registers running into the next
+    step, which decodes into the same registers: sums of whatever stands there, infinities too. It
     waits at once for a product that something else than the next product uses. So this uses it;
     the empty instruction is none.
     """
@@ -84,22 +92,33 @@ def _finished(total):
 
 
 @triton.jit
-def _product(weight, x, total, INTERPRETED: tl.constexpr):
-    """total + weight @ x, with no bit of x lost: float16 is two parts of bfloat16, float32 three.
+def _product(weight, x, total, X_LEFT: tl.constexpr, INTERPRETED: tl.constexpr):
+    """`_dot` with no bit of x lost: float16 is two parts of bfloat16, float32 three.
 
     A part is what is left of x, cut off to 8 bits of mantissa; 11 or 24 bits are gone then. (What
     of a float32 lies below 2^-133, bfloat16's least number, is 0.) The other way, float16 weights,
     would lose most of the range of their scales.
     """
     if x.dtype == tl.bfloat16:
-        return _dot(weight, x, total, INTERPRETED)
+        return _dot(weight, x, total, X_LEFT, INTERPRETED)
     rest = x.to(tl.float32)
     for _ in tl.static_range(2 if x.dtype == tl.float16 else 3):
         part = _upper_half(rest)
-        total = _dot(weight, part, total, INTERPRETED)
+        total = _dot(weight, part, total, X_LEFT, INTERPRETED)
         done = _widened(part)
         rest = tl.where(rest == done, 0.0, rest - done)  # inf - inf would be NaN
     return total
+
+
+@triton.jit
+def _quads(column, BK: tl.constexpr):
+    """Where column `column` of a step is read from, so that a lane's bytes of weights are together.
+
+    Four lanes share a row of WGMMA's left operand, and a lane holds columns 2 c, 2 c + 1 of each 8,
+    a byte: that would be as many reads from shared memory, 8 rows in the same bank. Sums do not
+    mind an order of columns; with this one lane c holds the c-th quarter of a row.
+    """
+    return column // 2 % 4 * (BK // 4) + column // 8 * 2 + column % 2
 
 
 @triton.jit
@@ -139,7 +158,7 @@ def mxfp4_linear_body(
     SCALE_STEP: tl.constexpr,  # so many bytes of scales can be read at a time
     NATIVE: tl.constexpr,  # packed x goes to the matrix units as it is
     INTERPRETED: tl.constexpr,  # by Triton's interpreter, which has fewer products
-    WAIT: tl.constexpr,  # see `_finished`
+    WGMMA: tl.constexpr,  # the matrix unit is Hopper's, and x is bfloat16
     HALF: tl.constexpr,  # codes are scaled as bfloat16, see `_decode`
     PART: tl.constexpr,  # columns of x that a program sums, a multiple of BK; from K on, all
     BT: tl.constexpr,  # rows and columns of a tile
@@ -179,7 +198,8 @@ def mxfp4_linear_body(
     if PART < K:
         begin = tl.program_id(1) * PART
         out += tl.program_id(1).to(tl.int64) * rows * N
-    total = tl.zeros([BN, BT], tl.float32)
+    X_LEFT: tl.constexpr = WGMMA and BT >= 64
+    total = tl.zeros([BT, BN] if X_LEFT else [BN, BT], tl.float32)
     # Less than 4 aligned bytes of a row are not copied in the background: read them a step ahead.
     ahead: tl.constexpr = BK < 128 or SCALE_STEP < 4
     if ahead:
@@ -199,9 +219,16 @@ def mxfp4_linear_body(
         else:
             w_scale = tl.load(weight_scale + group, in_scales, other=nothing)
         if x_scale is None:
-            column = start + tl.arange(0, BK)[:, None]
-            value = tl.load(x + column, column < K if MASKED else None, other=nothing)
-            total = _product(_decode(w, w_scale, HALF), value, total, INTERPRETED)
+            column, decoded = tl.arange(0, BK), _decode(w, w_scale, HALF)
+            if WGMMA and not X_LEFT:
+                # x is still read by two columns.
+                column = tl.max_contiguous(tl.multiple_of(_quads(column, BK), 2), 2)
+                decoded = decoded.reshape(BN, 4, BK // 8, 2).permute(0, 2, 1, 3).reshape(BN, BK)
+            in_columns = tl.max_constancy(start + column < K, 2)[:, None] if MASKED else None
+            value = tl.load(x + start + column[:, None], in_columns, other=nothing)
+            total = _product(decoded, value, total, X_LEFT, INTERPRETED)
+            if WGMMA and not X_LEFT and not INTERPRETED:
+                total = _finished(total)
         else:
             codes = tl.load(x + byte, in_row, other=nothing)
             scale_place = group
@@ -212,9 +239,9 @@ def mxfp4_linear_body(
                 total = tl.dot_scaled(w, w_scale, "e2m1", codes.T, scale, "e2m1", total)
             else:
                 value = _decode(codes, scale, HALF).T
-                total = _dot(_decode(w, w_scale, HALF), value, total, INTERPRETED)
-        if WAIT:
-            total = _finished(total)
+                total = _dot(_decode(w, w_scale, HALF), value, total, False, INTERPRETED)
+    if X_LEFT:
+        total = total.T
     if bias is not None:
         total += _bias(bias, n_read)[:, None]
     out += row_offsets(t, HEADS, out_stride, out_head_stride).T + n[:, None]
