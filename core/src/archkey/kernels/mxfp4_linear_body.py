@@ -5,7 +5,7 @@ A program computes a tile of `out^T = weight @ x^T`: the weights are the left op
 units take from registers where they were decoded, and few tokens are the narrow side of the tile.
 Sums are float32; bias is added to them, and a value is rounded once, on its store.
 
-WGMMA, Hopper's unit, reads its left operand while the program goes on. So a step with weights from
+WGMMA, an asynchronous unit, reads its left operand while the program goes on. So a step with weights from
 registers ends with its products (`_finished`). Where x has the 64 rows that a left operand needs, x
 is on the left, straight from the shared memory that it was copied to, and weights go through shared
 memory, for which Triton waits by itself: there is one buffer for them.
@@ -158,7 +158,7 @@ def mxfp4_linear_body(
     SCALE_STEP: tl.constexpr,  # so many bytes of scales can be read at a time
     NATIVE: tl.constexpr,  # packed x goes to the matrix units as it is
     INTERPRETED: tl.constexpr,  # by Triton's interpreter, which has fewer products
-    WGMMA: tl.constexpr,  # the matrix unit is Hopper's, and x is bfloat16
+    WGMMA: tl.constexpr,  # the matrix unit is wgmma, and x is bfloat16
     HALF: tl.constexpr,  # codes are scaled as bfloat16, see `_decode`
     PART: tl.constexpr,  # columns of x that a program sums, a multiple of BK; from K on, all
     BT: tl.constexpr,  # rows and columns of a tile
