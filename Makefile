@@ -6,6 +6,8 @@ PYTEST ?= -n auto
 
 TARGETS := cuda_sm90 cuda_sm100 rocm_gfx942 rocm_gfx950
 LEVELS  := -l contract -l compiled -l interpreted
+# Of these archkey has an emulator.
+EMULATED := rocm_gfx942 rocm_gfx950
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -40,7 +42,8 @@ gpu: $(READY)
 # Level device stays as it was recorded, unless this machine has the card.
 evidence: $(READY)
 	for target in $(TARGETS); do \
-	  $(BIN)/archkey check $$target $(LEVELS) \
+	  case " $(EMULATED) " in *" $$target "*) more="-l emulated";; *) more=;; esac; \
+	  $(BIN)/archkey check $$target $(LEVELS) $$more \
 	    --output plugins/$$target/src/archkey_$$target/evidence.json || exit 1; \
 	done
 	$(BIN)/archkey check cpu --output core/src/archkey/evidence.json

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint import _configs as c
 from tests.checkpoint import _model as m
 
+import archkey
 from archkey import checkpoint
 from archkey.checkpoint import Quantization
 from archkey.errors import ArgumentValueError, CheckpointError
-from archkey.formats import dequantize_mxfp4
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +281,6 @@ def load(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
     return model
 
 
-def mxfp4_linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (x.float() @ dequantize_mxfp4(weight, scale).T).to(x.dtype)
-
-
 def test_the_loaded_model_computes_what_its_weights_say(tmp_path: Path) -> None:
     exact = m.write(tmp_path)
     model = load(tmp_path)
@@ -294,7 +290,7 @@ def test_the_loaded_model_computes_what_its_weights_say(tmp_path: Path) -> None:
         used.add(name)
         held = model[name]
         if "weight_scale" in held:
-            return mxfp4_linear(x, held["weight"], held["weight_scale"])
+            return archkey.mxfp4_linear(x, held["weight"], held["weight_scale"])
         return F.linear(x, held["weight"])
 
     def reference(name: str, x: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ LEVELS: dict[str, tuple[dict[str, Any], str]] = {
 
 def verdict(description: dict[str, Any], target: str) -> checkpoint.Verdict:
     scheme = checkpoint.read({"quantization_config": description}).scheme("m.down_proj")
-    return checkpoint.decide(archkey.open(target), scheme)
+    return checkpoint.decide(archkey.open(target), scheme, 4096, 7168)
 
 
 @pytest.mark.parametrize("what", LEVELS)
@@ -39,6 +39,20 @@ def test_levels(what: str) -> None:
     found = [verdict(description, target) for target in TARGETS]
     assert "".join(v.level[0] for v in found) == levels
     assert all(v.reason for v in found)
+
+
+def test_mxfp4_names_the_kernel_that_would_run() -> None:
+    packed = {target: verdict(c.quark(), target).kernel for target in (*TARGETS, "cpu")}
+    assert packed == {
+        "cuda_sm90": "cuda_sm90:triton",
+        "cuda_sm100": "cuda_sm100:triton_scaled",
+        "rocm_gfx942": "rocm_gfx942:triton",
+        "rocm_gfx950": "rocm_gfx950:triton_scaled",
+        "cpu": "cpu:torch",
+    }
+    alone = c.quark(default=c.specs(c.mx(dynamic=False)))
+    assert verdict(alone, "rocm_gfx950").kernel == "rocm_gfx950:triton"
+    assert not verdict(c.DEEPSEEK_FP8, "cuda_sm90").kernel, "no operator of ours"
 
 
 def test_reasons_are_the_capabilities_own() -> None:

@@ -203,6 +203,11 @@ _ROWS: tuple[tuple[str, str, Wrong], ...] = (
     ),
     ("x2 not normed", "second norm", given(x2=lambda x: x * 3 + 1)),
     ("no weight bias", "weight bias", given(weight_bias=0.0)),
+    (
+        "not rounded before the weight",
+        "rounded before the weight",
+        given(cast_before_weight=False),
+    ),
     ("default eps", "eps under the root", given(eps=1e-6)),
     ("weight rounded", "dtypes", given(weight=lambda w: w.to(torch.float8_e4m3fn).float())),
     ("x read as contiguous", "strided", contiguous("x")),

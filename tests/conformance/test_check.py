@@ -178,10 +178,10 @@ def test_an_operator_whose_cases_are_broken_fails_alone() -> None:
 
 
 def test_what_cannot_be_run_has_a_reason() -> None:
-    subject = exam.find("rocm_gfx950")
+    subject = exam.find("cuda_sm100")
     for level, told in (
-        (Level.EMULATED, "no emulator of rocm_gfx950 on this machine"),
-        (Level.DEVICE, "no rocm_gfx950 on this machine"),
+        (Level.EMULATED, "no emulator of cuda_sm100 on this machine"),
+        (Level.DEVICE, "no cuda_sm100 on this machine"),
     ):
         items, rows = exam.questions(subject, level)
         assert not items

@@ -22,9 +22,9 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from archkey.formats import dequantize_mxfp4
 from archkey.kernels import mxfp4_linear_body as bodies
+from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.mxfp4_linear import part_of
 from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_sum_body
-from archkey.kernels.tunings import LinearTile, Mxfp4LinearTuning
 from archkey.ops.mxfp4_linear import Mxfp4LinearProblem
 from archkey.reference.linear import mxfp4_linear
 

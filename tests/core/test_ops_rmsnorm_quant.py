@@ -249,6 +249,18 @@ def test_weight_bias_is_for_both_norms() -> None:
     torch.testing.assert_close(result.x2_out, want.bfloat16(), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cast_before_weight_is_what_two_calls_give(dtype: torch.dtype) -> None:
+    """vLLM's fused operators quantise what its norm would have stored."""
+    call = call_of("fp8_tensor", (33, 256)) | {"cast_before_weight": True}
+    call["x"], call["weight"] = call["x"].to(dtype), call["weight"].to(dtype)
+    y = archkey.rmsnorm(call["x"], call["weight"], call["eps"], cast_before_weight=True)
+    want = formats.encode_fp8(y.float() / call["scale"], "float8_e4m3fn")
+    assert torch.equal(archkey.rmsnorm_quant(**call).out.float(), want.float())
+    apart = archkey.rmsnorm_quant(**call | {"cast_before_weight": False}).out
+    assert not torch.equal(apart.float(), want.float())
+
+
 def test_static_scale_is_returned_and_may_have_any_rank() -> None:
     call = call_of("fp8_tensor", (2, 3, 64))
     want = archkey.rmsnorm_quant(**call)

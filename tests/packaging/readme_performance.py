@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The performance of the README: `python -m tests.packaging.readme_performance` writes it anew.
 
-From `plugins/TARGET/results/*.json`, whole results of `archkey bench --quick`: the newest of each
-card. Nothing is measured here.
+From `plugins/TARGET/results/*.json`, results of `archkey bench`: of each card and operator the
+newest that measured it. Nothing is measured here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,22 @@ NONE = "There are no results yet: no card was measured with `archkey bench --qui
 
 def block(root: Path) -> str:
     """What the result documents under `root` say, card by card."""
-    newest: dict[tuple[str, str], dict[str, Any]] = {}
+    cards: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(root.glob("plugins/*/results/*.json")):
         found = results.read(path)
-        card = (path.parts[-3], surroundings.card(found))
-        if card not in newest or found["started"] > newest[card]["started"]:
-            newest[card] = found
-    return "\n\n".join(map(performance, newest.values())) + "\n" if newest else f"{NONE}\n"
+        cards.setdefault((path.parts[-3], surroundings.card(found)), []).append(found)
+    tables = [performance(found) for card in cards.values() for found in _newest(card)]
+    return "\n\n".join(tables) + "\n" if tables else f"{NONE}\n"
+
+
+def _newest(documents: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Newest first, each without the operators that a newer one has."""
+    seen: set[str] = set()
+    for found in sorted(documents, key=lambda document: document["started"], reverse=True):
+        rows = [row for row in found["workloads"] if row["operator"] not in seen]
+        seen |= {row["operator"] for row in rows}
+        if rows:
+            yield {**found, "workloads": rows}
 
 
 if __name__ == "__main__":

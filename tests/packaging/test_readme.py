@@ -74,3 +74,11 @@ def test_the_performance_is_what_the_results_say() -> None:
     text = readme_performance.README.read_text()
     _, written, _ = readme_coverage.split(text, readme_performance.BEGIN, readme_performance.END)
     assert written == readme_performance.block(readme_performance.README.parent)
+
+
+def test_times_are_the_newest_of_their_operator() -> None:
+    old = {"started": "2026-11-20", "workloads": [{"operator": "rmsnorm"}, {"operator": "kda"}]}
+    new = {"started": "2026-11-21", "workloads": [{"operator": "rmsnorm"}]}
+    found = list(readme_performance._newest([old, new]))
+    assert found == [new, {**old, "workloads": [{"operator": "kda"}]}]
+    assert list(readme_performance._newest([new, old | {"workloads": new["workloads"]}])) == [new]

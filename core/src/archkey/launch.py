@@ -104,8 +104,9 @@ class Build:
             return _interpreted(program)
         compiled = compile_for(program, self.device)
         self.compiled.append(compiled)
-        pretended = self.device.source == "pretend"  # its driver is not here either
-        return _refuse_pretended(self.device) if pretended else _launcher(compiled, self.device)
+        if self.device.source == "pretend":  # its driver is not here either
+            return _refuse_pretended(self.device)
+        return self.device.launcher(compiled) or _launcher(compiled, self.device)
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,9 @@ def _row(entries: Sequence[Entry], sessions: Sequence[Session]) -> dict[str, Any
             for tensor in first.tensors
         ],
         "targets": {
-            session.device.target.key: decide(session, resolution.scheme).to_json()
+            session.device.target.key: decide(
+                session, resolution.scheme, first.share.rows, first.share.columns
+            ).to_json()
             for session in sessions
         },
     }

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a target runs a scheme: by its matrix units, by decoding first, or not at all; and why.
 
-`decide` is the one place that asks. It answers from the target's capabilities.
+`decide` is the one place that asks. It answers from the target's capabilities, and for MXFP4 it
+names the kernel that `archkey.mxfp4_linear` would run.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from archkey.checkpoint.scheme import Scheme
+from archkey.ops.mxfp4_linear import Mxfp4LinearProblem
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
@@ -25,11 +27,13 @@ class Verdict:
     level    "native": by its matrix units; "emulated": decoded first; "unsupported"
     reason   the capability's own, or what keeps it from being native
     convert  what a loader has to do to the stored codes and scales first; "" for nothing
+    kernel   archkey's own for such a module, by its id; "" where archkey has no operator for it
     """
 
     level: str
     reason: str
     convert: str = ""
+    kernel: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The fields."""
@@ -46,8 +50,26 @@ FNUZ = (
 """vllm and sglang `normalize_e4m3fn_to_e4m3fnuz`; AMD CDNA3 ISA, FP8 formats."""
 
 
-def decide(session: Session, scheme: Scheme) -> Verdict:
-    """How `session`'s target runs a linear module of `scheme`."""
+def decide(session: Session, scheme: Scheme, rows: int, columns: int) -> Verdict:
+    """How `session`'s target runs a linear module of `scheme` with a weight `[rows, columns]`."""
+    verdict = _by_capabilities(session, scheme)
+    if scheme.weight != "mxfp4" or verdict.level == "unsupported":
+        return verdict
+    packed = scheme.activation.format == "mxfp4"
+    problem = Mxfp4LinearProblem(
+        dtype="uint8" if packed else "bfloat16",
+        out_dtype="bfloat16",
+        in_features=columns,
+        out_features=rows,
+        x_scale_layout="row" if packed else "none",
+    )
+    chosen = session.decide(problem).chosen
+    if chosen is None:
+        return replace(verdict, level="unsupported", reason="no kernel of mxfp4_linear takes it")
+    return replace(verdict, kernel=chosen.id)
+
+
+def _by_capabilities(session: Session, scheme: Scheme) -> Verdict:
     if session.device.target.platform == "cpu":
         return Verdict("emulated", "computed by torch on the CPU, decoded first")
     capabilities = session.capabilities

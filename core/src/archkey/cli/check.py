@@ -32,7 +32,7 @@ __all__ = ["command"]
 @click.argument("name", metavar="[TARGET|PLUGIN]", required=False)
 @click.option("--level", "-l", "levels", multiple=True, help="Only this level; repeatable.")
 @click.option("--operator", "-o", "operators", multiple=True, help="Only this one; repeatable.")
-@click.option("--full", is_flag=True, help="Interpret the sizes of real models too: slow.")
+@click.option("--full", is_flag=True, help="On the CPU the sizes of real models too: slow.")
 @click.option("--examples", default=20, show_default=True, help="Random problems a kernel.")
 @click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
 @click.option("--jobs", "-j", type=int, help="Processes at a time; default: one a core.")

@@ -196,8 +196,8 @@ def _reasons(row: Mapping[str, Any]) -> Iterator[str]:
     """Why, for all but what every target does: a weight in the model's own dtype."""
     for key, verdict in row["targets"].items():
         if row["scheme"]["weight"] != "none" or verdict["level"] != "native":
-            convert = f"; {verdict['convert']}" if verdict["convert"] else ""
-            reason = f"{verdict['level']}: {verdict['reason']}{convert}"
+            more = (verdict["kernel"] and f"by {verdict['kernel']}", verdict["convert"])
+            reason = "; ".join([f"{verdict['level']}: {verdict['reason']}", *filter(None, more)])
             yield f"{row['scheme']['text']} on {key}: {reason}"
 
 

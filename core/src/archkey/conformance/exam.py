@@ -21,6 +21,7 @@ from archkey.capabilities import VOCABULARY
 from archkey.conformance.card import STATED
 from archkey.conformance.cases import cases_of
 from archkey.conformance.contract import FUNCTION, refusals
+from archkey.conformance.emulation.device import Emulated
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
 from archkey.conformance.levels import ALL, RANDOM, Item, Level, Outcome
 from archkey.conformance.sources import digest, imports
@@ -28,6 +29,7 @@ from archkey.conformance.worker import device_of, open_for
 from archkey.errors import PluginError, UnknownName, nearest
 from archkey.kernel import Kernel
 from archkey.plugins import DEFAULT, Plugin, State, discover
+from archkey.probe import Device
 from archkey.session import Session
 from archkey.target import Target
 
@@ -95,12 +97,13 @@ def questions(
     """What to ask at `level`, and what is answered already: levels that cannot be run here.
 
     operators  only these; default: all
-    full       the sizes of real models at level interpreted, too
+    full       the sizes of real models at levels interpreted and emulated, too
     """
     wanted = set(operators)
     items: list[Item] = []
     answered: list[Outcome] = []
-    absent = no_device(subject.target, level)  # asks the drivers: once
+    device = device_of(subject.target, level)  # asks the drivers: once
+    absent, emulating = _absent(subject.target, level, device), isinstance(device, Emulated)
     if not wanted and not absent:
         items, answered = _capability_questions(subject, level)
     for name, operator in subject.session.operators.items():
@@ -118,7 +121,7 @@ def questions(
             calls = refusals(subject.session, operator)
             items += [Item(level.value, name, FUNCTION, REFUSES + call) for call in calls]
         for kernel in kernels:
-            if why := absent or _cannot(subject, level, kernel):
+            if why := absent or _cannot(subject, level, kernel, emulating):
                 answered.append(_skipped(level, name, kernel.id, why))
                 continue
             cases = _cases(subject, level, kernel, full)
@@ -148,13 +151,16 @@ def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[s
         return [BUILDER, *examples]
     if level is Level.COMPILED:
         return examples
-    small = level is Level.INTERPRETED and not full
+    small = level in (Level.INTERPRETED, Level.EMULATED) and not full
     cases = [case.name for case in cases_of(operator) if case.edge or not small]
     return [*cases, RANDOM] if operator.cases else cases
 
 
-def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
-    """Why `level` cannot be run for `kernel`, if the device is there; "" if it can."""
+def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> str:
+    """Why `level` cannot be run for `kernel`, if the device is there; "" if it can.
+
+    emulating  the device is archkey's own emulator, which runs Triton's programs alone
+    """
     modules = imports(kernel)
     uses = {name.partition(".")[0] for name in modules}
     if level is Level.COMPILED:
@@ -172,6 +178,10 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel) -> str:
         if any(name.startswith("triton.experimental.gluon") for name in modules):
             return "Gluon does not run in Triton's interpreter"
         return _missing("triton", "numpy")
+    if emulating:
+        if "triton" not in uses:
+            return "no Triton body: nothing to emulate"
+        return _no_compiler(subject.session.device.target) or _missing("numpy")
     if level in (Level.EMULATED, Level.DEVICE):
         needs_compiler = "triton" in uses and subject.target != DEFAULT
         return _no_compiler(subject.session.device.target) if needs_compiler else ""
@@ -205,9 +215,12 @@ def _missing(*packages: str) -> str:
 
 def no_device(target: str, level: Level) -> str:
     """Why the card or simulator of `level` is not here; "" if it is, or none is needed."""
+    return _absent(target, level, device_of(target, level))
+
+
+def _absent(target: str, level: Level, device: Device | None) -> str:
     if level not in (Level.EMULATED, Level.DEVICE):
         return ""
-    device = device_of(target, level)
     if device is None:
         return f"no {'emulator of ' if level is Level.EMULATED else ''}{target} on this machine"
     import torch

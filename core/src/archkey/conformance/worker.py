@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from archkey.conformance.emulation.device import emulated
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
 from archkey.conformance.process import Say, serve
@@ -33,14 +34,17 @@ def open_for(target: str, level: str) -> Session:
 
 
 def device_of(target: str, level: str) -> Device | None:
-    """The card that level device runs on, or its simulator for level emulated; None without."""
+    """The card that level device runs on, or for level emulated its simulator; None without.
+
+    A vendor's own simulator goes before the emulator that archkey has.
+    """
     if level not in (Level.DEVICE, Level.EMULATED):
         return None
     for device in devices():
         real = device.source != "pretend" and device.target.key == target
         if real and device.simulated == (level == Level.EMULATED):
             return device
-    return None
+    return emulated(target) if level == Level.EMULATED else None
 
 
 def main() -> None:

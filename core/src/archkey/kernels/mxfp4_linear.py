@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_sum_body
 from archkey.kernels.rmsnorm import POINTERS, rows_of
-from archkey.kernels.tunings import LinearTile, Mxfp4LinearTuning
 from archkey.launch import Build, Program, interpreting
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ A program computes a tile of `out^T = weight @ x^T`: the weights are the left op
 units take from registers where they were decoded, and few tokens are the narrow side of the tile.
 Sums are float32; bias is added to them, and a value is rounded once, on its store.
 
-WGMMA, an asynchronous unit, reads its left operand while the program goes on. So a step with weights from
-registers ends with its products (`_finished`). Where x has the 64 rows that a left operand needs, x
-is on the left, straight from the shared memory that it was copied to, and weights go through shared
-memory, for which Triton waits by itself: there is one buffer for them.
+WGMMA reads its left operand while the program goes on. So a step with weights from registers ends
+with its products (`_finished`). Where x has the 64 rows that a left operand needs, x is on the
+left, straight from the shared memory that it was copied to, and weights go through shared memory,
+for which Triton waits by itself: there is one buffer for them.
 
 Where out has too few tiles to keep a device busy, programs sum a part of K each, and a second body
 adds the parts in their order: sums do not depend on which program is first.

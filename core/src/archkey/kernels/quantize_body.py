@@ -20,6 +20,7 @@ __all__ = [
     "fp8_scale",
     "pack_e2m1",
     "ratio",
+    "rounded",
     "scale_offset",
 ]
 
@@ -42,6 +43,21 @@ def ratio(value, scale):
     A quotient of each number is four times the work of all the rest, to move it by its last bit.
     """
     return tl.minimum(tl.div_rn(value, scale), _LARGEST, propagate_nan=_ALL)
+
+
+@triton.jit
+def rounded(value, like, BY_BITS: tl.constexpr):
+    """Float32 `value` rounded to the dtype that `like` points to, nearest even.
+
+    BY_BITS  with integers, where bfloat16 would be cut off: Triton's interpreter does
+    """
+    if BY_BITS and like.dtype.element_ty == tl.bfloat16:
+        bits = value.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+        result = tl.where(value == value, bits.to(tl.float32, bitcast=True), value)
+    else:
+        result = value.to(like.dtype.element_ty).to(tl.float32)
+    return result
 
 
 @triton.jit

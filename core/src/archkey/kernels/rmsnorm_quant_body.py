@@ -20,6 +20,7 @@ from archkey.kernels.quantize_body import (
     fp8_scale,
     pack_e2m1,
     ratio,
+    rounded,
     scale_offset,
 )
 from archkey.kernels.rmsnorm_body import norm_tile, row_offsets
@@ -101,6 +102,7 @@ def _quant_tile(
     LAYOUT: tl.constexpr,
     FNUZ: tl.constexpr,
     BY_BITS: tl.constexpr,
+    CAST: tl.constexpr,
 ):
     """Norm and codes of one tile of rows."""
     row = tile * TILE_ROWS + tl.arange(0, TILE_ROWS)
@@ -118,7 +120,13 @@ def _quant_tile(
         value += tl.load(residual + at, mask, other=0.0).to(tl.float32)
     w = tl.load(weight + column, inside, other=0.0).to(tl.float32)
     squares = tl.sum(tl.sum(value * value, axis=2), axis=1)
-    p, rstd = value * (w + weight_bias), tl.rsqrt(squares / N + eps)
+    rstd = tl.rsqrt(squares / N + eps)
+    if CAST:
+        p = rounded(value * rstd[:, None, None], x, BY_BITS) * (w + weight_bias)
+        p = rounded(p, x, BY_BITS)
+        rstd = tl.full([TILE_ROWS], 1.0, tl.float32)
+    else:
+        p = value * (w + weight_bias)
     if residual_out is not None:
         at = row_offsets(row, HEADS, residual_out_stride, residual_out_head_stride)[:, :, None]
         tl.store(residual_out + at + column, value.to(residual_out.dtype.element_ty), mask)
@@ -196,6 +204,7 @@ def rmsnorm_quant_body(
     LAYOUT: tl.constexpr,  # scale_layout
     FNUZ: tl.constexpr,  # FP8 is e4m3fnuz
     BY_BITS: tl.constexpr,  # convert to FP8 with integers
+    CAST_BEFORE_WEIGHT: tl.constexpr,  # round x * rstd and its product with the weight to x's dtype
     X2_N: tl.constexpr,
     X2_HEADS: tl.constexpr,
     X2_BLOCK: tl.constexpr,
@@ -248,6 +257,7 @@ def rmsnorm_quant_body(
             LAYOUT,
             FNUZ,
             BY_BITS,
+            CAST_BEFORE_WEIGHT,
         )
     else:
         norm_tile(
@@ -272,5 +282,5 @@ def rmsnorm_quant_body(
             X2_HEADS,
             X2_BLOCK,
             X2_TILE_ROWS,
-            False,
+            CAST_BEFORE_WEIGHT,
         )

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING
 
-from archkey.kernels.tunings import LinearTile, Mxfp4LinearTuning, RmsNormTuning
+from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
+from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:

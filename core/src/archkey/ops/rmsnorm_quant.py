@@ -3,8 +3,9 @@
 
     s = x + residual,  y = s * rsqrt(mean(s^2) + eps) * (weight + weight_bias),  out ~ y / scale
 
-y is the float32 result: it is not rounded to x's dtype before it is quantised. Every scale
-dequantises, `y ~ out * scale`; FP8 codes are rounded to nearest even and saturate.
+y is the float32 result: it is not rounded to x's dtype before it is quantised, unless
+cast_before_weight asks for it. Every scale dequantises, `y ~ out * scale`; FP8 codes are rounded to
+nearest even and saturate.
 
 | quant      | out               | scale | out_scale                  | scale_layout         |
 |------------|-------------------|-------|----------------------------|----------------------|
@@ -66,6 +67,7 @@ class RmsNormQuantProblem(NamedTuple):
     x2_out_dtype: str = "none"
     heads: int = 1
     x2_heads: int = 1
+    cast_before_weight: bool = False
     aligned: bool = True
     pdl: bool = False
     operator: str = "rmsnorm_quant"
@@ -106,6 +108,7 @@ def rmsnorm_quant(
     x2_eps: float | None = None,
     x2_out: torch.Tensor | None = None,
     weight_bias: float = 0.0,
+    cast_before_weight: bool = False,
     enable_pdl: bool | None = None,
 ) -> QuantResult:
     """`out, out_scale = quantise(rmsnorm(x + residual))`, and x2's norm, in one launch.
@@ -127,6 +130,9 @@ def rmsnorm_quant(
     x2        `[T, N2]` or `[T, h, N2]` of x's dtype, normed with x2_weight `[N2]` (weight's dtype)
               and x2_eps, not quantised: MLA's kv_a beside its q_a. weight_bias is for both.
               x2_out: x2's shape, any float dtype; default new, contiguous, x2's dtype
+    cast_before_weight  round s * rsqrt(...) to x's dtype before the product with the weight, and
+              that product before it is quantised: what a norm as Hugging Face's Llama has it and a
+              quantisation give one after the other, and vLLM's fused operators
     enable_pdl  None: wherever the device has it; a device without it ignores True
 
     Raises ArgumentValueError or ArgumentTypeError before anything is written, Unsupported for a
@@ -135,7 +141,7 @@ def rmsnorm_quant(
     rows = metadata(x, weight, residual, out, unquantized_out, residual_out, x2, x2_weight, x2_out)
     # Scales apart: their pointers have no part in `aligned`.
     facts = rows, metadata(scale, out_scale), quant, group_size, scale_mode, scale_layout
-    key = (kinds.OP, *facts, enable_pdl)
+    key = (kinds.OP, *facts, cast_before_weight, enable_pdl)
     residual_out = residual if residual_out is None else residual_out
     operands.check_different(residual_out, unquantized_out, x2_out)
     problem = session.problems.get(key)
@@ -143,7 +149,7 @@ def rmsnorm_quant(
         problem = _problem(
             session, x, weight, quant, scale, group_size, residual, scale_mode, scale_layout,
             out, out_scale, unquantized_out, residual_out, x2, x2_weight, x2_out,
-            enable_pdl is not False and session.pdl,
+            cast_before_weight, enable_pdl is not False and session.pdl,
         )  # fmt: skip
         remember(session.problems, key, problem)
     operands.check_eps("eps", eps)
@@ -163,7 +169,7 @@ def rmsnorm_quant(
         x, weight, eps, quant, scale if scale is None else scale.reshape(1), group_size, residual,
         None if problem.out_dtype == "uint8" else problem.out_dtype,
         None if problem.scale_mode == "none" else problem.scale_mode, scale_layout,
-        x2, x2_weight, x2_eps, weight_bias,
+        x2, x2_weight, x2_eps, weight_bias, cast_before_weight,
         out, out_scale, unquantized_out, residual_out, x2_out,
     )  # fmt: skip
     given = scale if out_scale is None else out_scale
@@ -187,6 +193,7 @@ def _problem(
     x2: torch.Tensor | None,
     x2_weight: torch.Tensor | None,
     x2_out: torch.Tensor | None,
+    cast_before_weight: bool,
     pdl: bool,
 ) -> RmsNormQuantProblem:
     """Check the metadata of a call and make its key."""
@@ -220,6 +227,7 @@ def _problem(
         x2_out_dtype,
         max(heads, its_heads, out_heads, scale_heads),
         x2_heads,
+        bool(cast_before_weight),
         (bits | weight_bits | its_bits | out_bits | x2_bits) & 15 == 0,
         pdl,
     )
@@ -250,6 +258,7 @@ OPERATORS = (
             "x2_weight",
             "x2_eps",
             "weight_bias",
+            "cast_before_weight",
         ),
         outputs=("out", "out_scale", "unquantized_out", "residual_out", "x2_out"),
         reference="archkey.reference.rmsnorm:rmsnorm_quant",

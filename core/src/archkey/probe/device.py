@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from archkey.target import Target
 
@@ -50,6 +52,10 @@ class Device:
         """The type of torch device that its tensors are on; torch calls an AMD GPU "cuda" too."""
         platform = self.target.platform
         return self.torch_type or ("cuda" if platform in ("cuda", "rocm") else platform)
+
+    def launcher(self, compiled: Any) -> Callable[..., None] | None:
+        """How a simulator launches a compiled Triton program; None: through Triton's driver."""
+        return None
 
     def to_json(self) -> dict[str, str | int | None]:
         """All fields as JSON values; the target as text that `Target.parse` reads."""

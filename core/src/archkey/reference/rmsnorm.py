@@ -92,6 +92,7 @@ def rmsnorm_quant(
     x2_weight: torch.Tensor | None = None,
     x2_eps: float | None = None,
     weight_bias: float = 0.0,
+    cast_before_weight: bool = False,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[
@@ -118,6 +119,7 @@ def rmsnorm_quant(
     scale_layout  "col" has row's shape and values with the tokens next to each other in memory;
                   the other two are two-dimensional, padded (see `archkey.formats`), for `[T, N]`
     x2            a second, unquantised norm y2: MLA's kv_a beside its q_a
+    cast_before_weight  as in rmsnorm; y too is rounded to x's dtype before it is quantised
 
     s is None without residual, y2 without x2. The codes and scales are those of y in float32
     whatever `compute_dtype` is: they are the contract, and a float64 y would move some of them
@@ -126,17 +128,20 @@ def rmsnorm_quant(
     total = x.to(compute_dtype)
     if residual is not None:
         total = total + residual.to(compute_dtype)
-    y = _norm(total, weight, eps, weight_bias)
+    cast_to = x.dtype if cast_before_weight else None
+    y = _norm(total, weight, eps, weight_bias, cast_to)
     y32 = y
     if compute_dtype != torch.float32:
         total32 = x.float() if residual is None else x.float() + residual.float()
-        y32 = _norm(total32, weight, eps, weight_bias)
+        y32 = _norm(total32, weight, eps, weight_bias, cast_to)
+    if cast_before_weight:
+        y, y32 = y.to(x.dtype).to(compute_dtype), y32.to(x.dtype).float()
     out, out_scale = _quantize(y32, quant, scale, group_size, fp8_dtype, scale_mode)
     if out_scale is not None:
         out_scale = _lay_out(out_scale, quant, scale_layout)
     y2 = None
     if x2 is not None and x2_weight is not None and x2_eps is not None:
-        y2 = _norm(x2.to(compute_dtype), x2_weight, x2_eps, weight_bias)
+        y2 = _norm(x2.to(compute_dtype), x2_weight, x2_eps, weight_bias, cast_to)
     return out, out_scale, y, None if residual is None else total, y2
 
 

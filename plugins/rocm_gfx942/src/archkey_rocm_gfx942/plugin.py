@@ -9,7 +9,8 @@ from pathlib import Path
 import archkey
 from archkey import tables
 from archkey.kernels.catalogue import mxfp4_linear_kernels, rmsnorm_kernels
-from archkey.kernels.tunings import Mxfp4LinearTuning, RmsNormTuning
+from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.tunings import RmsNormTuning
 from archkey_rocm_gfx942.facts import FACTS
 
 ARCHKEY_API = (1, 1)

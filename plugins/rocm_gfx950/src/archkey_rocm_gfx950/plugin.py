@@ -13,7 +13,8 @@ from archkey.kernels.catalogue import (
     mxfp4_linear_scaled_kernels,
     rmsnorm_kernels,
 )
-from archkey.kernels.tunings import Mxfp4LinearTuning, RmsNormTuning
+from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.tunings import RmsNormTuning
 from archkey_rocm_gfx950.facts import FACTS
 
 ARCHKEY_API = (1, 1)

@@ -59,11 +59,8 @@ def _claims(name: str, value: object) -> Liar:
 
 
 _HEADS = (is_("heads", 1), is_("cast_before_weight", False))
-_PLAIN = (
-    is_("kv_format", "fp8_v32_fnuz"),
-    is_("out_dtype", "bfloat16"),
-    one_of("slot_dtype", ("int32", "none")),
-)
+_SLOTS = (is_("out_dtype", "bfloat16"), one_of("slot_dtype", ("int32", "none")))
+_PLAIN = (is_("kv_format", "fp8_v32_fnuz"), *_SLOTS)
 
 LIES = {
     "window_one_more": Lie(
@@ -113,6 +110,21 @@ LIES = {
         "",
         Liar("dequantize_sparse_kv", "triton_lies:ocp", _PLAIN),
     ),
+    "machine_code_that_reads_ocp": Lie(
+        "rocm_gfx942",
+        "emulated",
+        "",
+        Liar("dequantize_sparse_kv", "triton_lies:ocp", _PLAIN),
+    ),
+    "machine_code_that_goes_astray": Lie(
+        "rocm_gfx950",
+        "emulated",
+        "",
+        Liar(
+            "dequantize_sparse_kv", "triton_lies:unmasked", (is_("kv_format", "fp8_v32"), *_SLOTS)
+        ),
+        "outside of every allocation",
+    ),
 }
 """By name, which is the plugin's variant and its attribute here."""
 
@@ -127,6 +139,12 @@ HONEST = {
     "fnuz_read_as_fnuz": Lie(
         "rocm_gfx942",
         "interpreted",
+        "",
+        Liar("dequantize_sparse_kv", "triton_lies:fnuz", _PLAIN),
+    ),
+    "machine_code_that_reads_fnuz": Lie(
+        "rocm_gfx942",
+        "emulated",
         "",
         Liar("dequantize_sparse_kv", "triton_lies:fnuz", _PLAIN),
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernels in Triton for level interpreted: wrong, and right for comparison."""
+"""Kernels in Triton for levels interpreted and emulated: wrong, and right for comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from archkey.kernels.rmsnorm import _rows
+from archkey.kernels.rmsnorm import rows_of
 from archkey.launch import Build, Program
 
 
@@ -45,9 +45,9 @@ def _rmsnorm(wide: bool) -> Callable[[Any, Build], Callable[..., None]]:
         )
 
         def run(x: Any, weight: Any, eps: float, bias: float, cast: bool, out: Any) -> None:
-            rows, x_stride, _ = _rows(x, 1)
+            rows, x_stride, _ = rows_of(x, 1)
             if rows:
-                strides = x_stride, _rows(out, 1)[1]
+                strides = x_stride, rows_of(out, 1)[1]
                 launch((rows, 1, 1), x, weight, out, *strides, eps, bias)
 
         return run
@@ -61,12 +61,14 @@ addresses_in_64_bits = _rmsnorm(wide=True)
 
 @triton.jit
 def decode_body(
-    cache, slots, out, block_stride, out_stride, capacity, PAGE: tl.constexpr, BIAS: tl.constexpr
-):
+    cache, slots, out, block_stride, out_stride, capacity, PAGE: tl.constexpr, BIAS: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token).to(tl.int64)
     inside = (slot >= 0) & (slot < capacity)
-    slot = tl.where(inside, slot, 0)  # any slot will do: its values are not stored
+    if MASKED:
+        slot = tl.where(inside, slot, 0)  # any slot will do: its values are not stored
     row = cache + slot // PAGE * block_stride + slot % PAGE * 656
     columns = tl.arange(0, 512)
     code = tl.load(row + columns).to(tl.int32)
@@ -89,7 +91,7 @@ def decode_body(
     tl.store(out + token * out_stride + 512 + rope, tl.where(inside, value, 0.0))
 
 
-def _dequantize(bias: int) -> Callable[[Any, Build], Callable[..., None]]:
+def _dequantize(bias: int, masked: bool = True) -> Callable[[Any, Build], Callable[..., None]]:
     def builder(problem: Any, build: Build) -> Callable[..., None]:
         def run(cache: Any, slots: Any, kv_format: str, out: Any) -> None:
             import torch
@@ -108,7 +110,7 @@ def _dequantize(bias: int) -> Callable[[Any, Build], Callable[..., None]]:
                     **{"cache": "*u8", "slots": "*i32", "out": "*bf16"},
                     **dict.fromkeys(("block_stride", "out_stride", "capacity"), "i64"),
                 },
-                {"PAGE": problem.page_size, "BIAS": bias},
+                {"PAGE": problem.page_size, "BIAS": bias, "MASKED": masked},
             )
         )
         return run
@@ -118,3 +120,5 @@ def _dequantize(bias: int) -> Callable[[Any, Build], Callable[..., None]]:
 
 ocp = _dequantize(7)
 fnuz = _dequantize(8)
+unmasked = _dequantize(7, masked=False)
+"""Reads the cache at an index far outside, and stores nothing of it."""

@@ -51,7 +51,10 @@ Function = Callable[[], Outputs]
 def _bound(function: Function, how: str = "", compiled: bool = False) -> Bound:
     """A call that keeps the last results of `function`."""
     if compiled:
-        # fullgraph: a graph break, or too many shapes for one process, may not fall back silently.
+        # One process binds one function for every shape; by default the ninth is given up.
+        config: Any = torch._dynamo.config
+        config.recompile_limit = config.accumulated_recompile_limit = 1 << 16
+        # fullgraph: a graph break may not fall back silently.
         function, how = torch.compile(function, dynamic=False, fullgraph=True), _INDUCTOR
     call = Last(function)
     return Bound(call, lambda: call.result, how)

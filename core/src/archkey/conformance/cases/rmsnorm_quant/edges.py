@@ -41,7 +41,7 @@ _EVERY: Rows = (
         for kind in _PLAIN
         for width in (1536, 7168)
     ),
-    *(("one row", {"tokens": 1, "width": 512, **kind}) for kind in _PLAIN),
+    *(("one row", {"tokens": 1, "width": 7168, **kind}) for kind in _PLAIN),
     *(("no rows", {"tokens": 0, "width": 512, **kind}) for kind in _KINDS),
     *(("rows of zeros", _ROWS | kind | {"values": "zero rows"}) for kind in _KINDS),
     *(
@@ -67,6 +67,11 @@ _EVERY: Rows = (
     ),
     *(("heads", {"tokens": 3, "width": 128, "heads": 3, "given": True, **kind}) for kind in _PLAIN),
     *(("weight bias", _ROWS | kind | {"bias": 1.0}) for kind in _PLAIN),
+    *(
+        ("rounded before the weight", {"tokens": 9, "width": 2048, "cast": True} | kind | more)
+        for kind in _PLAIN
+        for more in ({"y": "bf16"}, {"dtype": "fp16", "residual": "bf16", "x2": (0, 64)})
+    ),
     *(
         ("eps under the root", _ROWS | kind | {"values": "tiny", "eps": 1e-5})
         for kind in _PLAIN[:1] + _PLAIN[4:]

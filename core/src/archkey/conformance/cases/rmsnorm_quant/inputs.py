@@ -54,6 +54,7 @@ class Quant:
     values: str = "normal"
     eps: float = 1e-6
     bias: float = 0.0
+    cast: bool = False
     residual: str = ""
     residual_out: str = ""
     y: str = ""
@@ -83,6 +84,7 @@ class Quant:
             "quant": self.quant,
             "scale_layout": self.layout,
             "weight_bias": self.bias,
+            "cast_before_weight": self.cast,
             **_scale(make, self),
         }
         if self.quant == "fp8_group":

@@ -59,6 +59,7 @@ def _calls(draw: st.DrawFn, size: int) -> Quant:
         draw(dtypes),
         values=draw(_VALUES),
         bias=draw(st.sampled_from((0.0, 1.0))),
+        cast=draw(st.booleans()),
         residual=dtype if residual_out == "x" else residual,
         residual_out=residual_out,
         y=y,

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An emulator of AMD's CDNA3 and CDNA4: it executes the assembly that Triton leaves, on the CPU.
+
+It shows that the compiler's output computes what the reference does. It is no hardware: see
+`core/docs/levels.md` for what it cannot show. The way of a launch, module by module:
+
+    device       the device that stands in for a card, and whom it asks to launch
+    launcher     arguments into the kernarg segment, tensors into allocations
+    text         assembly into instructions, labels, directives
+    program      each instruction into a function, through the tables of the families:
+                 scalar, flow, integers, floats, division, packed, convert, lanes, dpp,
+                 lds, vmem, atomics, matrix, scaled
+    operands     registers and constants, as a kind of number
+    wave         registers, lanes, what a workgroup shares
+    memory       allocations, and what lies outside of them
+    execute      workgroups, waves, barriers
+    numbers      formats and roundings that numpy lacks
+    census       which instructions kernels have, and which of them are not known here
+
+Opcodes, operands and modifiers that are not known stop the launch with their names. Needs numpy,
+which is optional: nothing of it is imported before the first launch.
+"""

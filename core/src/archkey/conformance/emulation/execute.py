@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a decoded program over a grid: workgroup after workgroup, wave after wave.
+
+Between two barriers the waves of a workgroup run one after the other, in an order drawn anew each
+time, so that a program which relies on an order has a chance to fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from archkey.conformance.emulation.faults import Fault, UnknownInstruction
+from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.program import Code
+from archkey.conformance.emulation.wave import LANES, Group, Wave
+
+__all__ = ["Resources", "execute"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a launch gives each workgroup.
+
+    kernarg    address of the arguments
+    waves      64 lanes each
+    lds_bytes  LDS that the launch asks for, with what the program itself fixes
+    """
+
+    kernarg: int
+    waves: int
+    lds_bytes: int
+
+
+_SUPPORTED = {
+    "float_round_mode_32": 0,  # to the nearest
+    "float_round_mode_16_64": 0,
+    "float_denorm_mode_32": 3,  # kept
+    "float_denorm_mode_16_64": 3,
+    "dx10_clamp": 1,
+    "ieee_mode": 1,
+    "system_vgpr_workitem_id": 0,  # v0 alone
+    "system_sgpr_workgroup_info": 0,
+    "uses_dynamic_stack": 0,
+}
+"""Directives whose other values would mean a machine that is not emulated here."""
+
+_USER_SGPRS = (
+    ("private_segment_buffer", 4),
+    ("dispatch_ptr", 2),
+    ("queue_ptr", 2),
+    ("kernarg_segment_ptr", 2),
+)
+"""Registers before and with the kernarg pointer, in the order in which hardware fills them."""
+
+
+def execute(
+    code: Code,
+    grid: tuple[int, int, int],
+    memory: Memory,
+    resources: Resources,
+    seed: int = 0,
+) -> int:
+    """Run every workgroup; the number of wave-instructions. seed: of the order of waves"""
+    directives = code.assembly.directives
+    for name, value in _SUPPORTED.items():
+        if directives.get(name, value) != value:
+            raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
+    order, count = random.Random(seed), 0
+    with np.errstate(all="ignore"):
+        for z, y, x in itertools.product(*(range(n) for n in reversed(grid))):
+            count += _workgroup(code, (x, y, z), memory, resources, order)
+    return count
+
+
+def _workgroup(
+    code: Code,
+    place: tuple[int, int, int],
+    memory: Memory,
+    resources: Resources,
+    order: random.Random,
+) -> int:
+    directives = code.assembly.directives
+    group = Group(memory, resources.lds_bytes, directives["private_segment_fixed_size"])
+    waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
+    count = 0
+    while True:
+        for wave in order.sample(waves, len(waves)):
+            count += _run(code, wave)
+        states = {wave.state for wave in waves}
+        if states == {"ended"}:
+            return count
+        _check_barrier(code, waves)
+        for wave in waves:
+            wave.state = "running"
+
+
+def _wave(
+    code: Code, group: Group, place: tuple[int, int, int], number: int, resources: Resources
+) -> Wave:
+    """A wave as the hardware starts it."""
+    directives = code.assembly.directives
+    total, first = directives["next_free_vgpr"], directives["accum_offset"]
+    wave = Wave(group, min(total, first), max(total - first, 0))
+    wave.u32[0][:] = number * LANES + np.arange(LANES)
+    at = 0
+    for name, size in _USER_SGPRS:
+        if directives.get(f"user_sgpr_{name}"):
+            if name == "kernarg_segment_ptr":
+                wave.set64(at, resources.kernarg)
+            at += size
+    # Arguments that could be preloaded need not be: the plain entry loads them itself.
+    at = directives["user_sgpr_count"]
+    for axis, index in zip("xyz", place, strict=True):
+        if directives.get(f"system_sgpr_workgroup_id_{axis}"):
+            wave.s[at] = index
+            at += 1
+    wave.saturate = bool(directives.get("fp16_overflow"))
+    return wave
+
+
+def _run(code: Code, wave: Wave) -> int:
+    """Run up to a barrier or the end; the number of instructions."""
+    steps, count = code.steps, 0
+    try:
+        while wave.state == "running":
+            pc = wave.pc
+            wave.pc = pc + 1
+            steps[pc](wave)
+            count += 1
+    except (Fault, UnknownInstruction) as error:
+        where = code.assembly.instructions[wave.pc - 1]
+        raise type(error)(f"{error}, at {where} of {code.assembly.name}") from error
+    return count
+
+
+def _check_barrier(code: Code, waves: Sequence[Wave]) -> None:
+    """Fault unless all waves wait at the same barrier."""
+    places = {
+        f"the end for {n} waves" if pc < 0 else f"{code.assembly.instructions[pc]} for {n} waves"
+        for pc, n in _counted([-1 if w.state == "ended" else w.pc - 1 for w in waves])
+    }
+    if len(places) > 1:
+        raise Fault(f"waves wait at different barriers: {', '.join(sorted(places))}")
+
+
+def _counted(places: list[int]) -> list[tuple[int, int]]:
+    return [(place, places.count(place)) for place in sorted(set(places))]

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory that a launch may touch: the storages of its tensors, and nothing else.
+
+Addresses are real ones of this process, and each access is checked against the allocations first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from archkey.conformance.emulation.faults import Fault
+
+__all__ = ["Memory", "Room"]
+
+Array = npt.NDArray[Any]
+
+
+class Room:
+    """Bytes `start` to `end`, which may be read and written in elements of 1, 2 or 4 bytes.
+
+    flat  the bytes from `base` on, an address that is a multiple of 8 and not after `start`
+    """
+
+    def __init__(self, name: str, flat: Array, base: int, start: int) -> None:
+        self.name, self.base, self.start, self.end = name, base, start, base + len(flat)
+        self._views = {n: flat[: len(flat) // n * n].view(f"u{n}") for n in (1, 2, 4)}
+
+    @classmethod
+    def at(cls, name: str, start: int, size: int) -> Room:
+        """Memory of this process, which its owner must keep alive."""
+        base = start & ~7
+        raw = (ctypes.c_ubyte * (start + size - base)).from_address(base)
+        return cls(name, np.frombuffer(memoryview(raw), np.uint8), base, start)
+
+    def get(self, addresses: Array, size: int, count: int) -> Array:
+        """`count` elements of `size` bytes from each address, which must lie inside."""
+        offset = (addresses - addresses.dtype.type(self.base)).astype(np.int64)
+        if size > 1 and (offset & (size - 1)).any():
+            raw = self._views[1][offset[:, None] + np.arange(size * count)]
+            return raw.view(f"u{size}").T
+        view = self._views[size]
+        first = offset // size if size > 1 else offset
+        if count == 1:
+            return view[first][None]
+        return view[first + _STEPS[:count]]
+
+    def put(self, addresses: Array, values: Array) -> None:
+        """The inverse of `get`; of two lanes at one address the later one stays."""
+        size, count = values.dtype.itemsize, len(values)
+        offset = (addresses - addresses.dtype.type(self.base)).astype(np.int64)
+        if size > 1 and (offset & (size - 1)).any():
+            raw = np.ascontiguousarray(values.T).view(np.uint8)
+            self._views[1][offset[:, None] + np.arange(size * count)] = raw
+            return
+        first = offset // size if size > 1 else offset
+        self._views[size][first + _STEPS[:count]] = values
+
+
+_STEPS = np.arange(16)[:, None]
+
+
+class Memory:
+    """All allocations of a launch."""
+
+    def __init__(self, allocations: list[Room]) -> None:
+        self.allocations = allocations
+        self._last = allocations[0] if allocations else None
+
+    def load(self, addresses: Array, size: int, count: int = 1) -> Array:
+        """`count` elements of `size` bytes (1, 2 or 4) from each address: [count, lanes]."""
+        found = self._one(addresses, size * count)
+        if found is not None:
+            return found.get(addresses, size, count)
+        out = np.empty((count, len(addresses)), f"u{size}")
+        for where, allocation in self._split(addresses, size * count):
+            out[:, where] = allocation.get(addresses[where], size, count)
+        return out
+
+    def store(self, addresses: Array, values: Array) -> None:
+        """Write `values` [count, lanes], unsigned of 1, 2 or 4 bytes, from each address on."""
+        span = values.dtype.itemsize * len(values)
+        found = self._one(addresses, span)
+        if found is not None:
+            found.put(addresses, values)
+            return
+        for where, allocation in self._split(addresses, span):
+            allocation.put(addresses[where], values[:, where])
+
+    def scalar(self, address: int, words: int) -> list[int]:
+        """`words` 32-bit words from `address` on, for a scalar load."""
+        at = np.array([address], np.uint64)
+        return [int(word) for word in self.load(at, 4, words)[:, 0]]
+
+    def _one(self, addresses: Array, span: int) -> Room | None:
+        """The one allocation that holds all accesses."""
+        low, high = int(addresses.min()), int(addresses.max()) + span
+        last = self._last
+        if last is not None and last.start <= low and high <= last.end:
+            return last
+        for allocation in self.allocations:
+            if allocation.start <= low and high <= allocation.end:
+                self._last = allocation
+                return allocation
+        return None
+
+    def _split(self, addresses: Array, span: int) -> list[tuple[Array, Room]]:
+        """Which lanes go to which allocation. Fault for one that goes to none."""
+        at = addresses.astype(object)  # Python's integers: no sum overflows
+        left = np.ones(len(addresses), np.bool_)
+        parts = []
+        for allocation in self.allocations:
+            inside = left & (at >= allocation.start) & (at + span <= allocation.end)
+            inside = inside.astype(np.bool_)
+            if inside.any():
+                parts.append((inside, allocation))
+                left &= ~inside
+        if left.any():
+            raise Fault(self._stray(int(addresses[left.argmax()]), span, int(left.sum())))
+        return parts
+
+    def _stray(self, address: int, span: int, count: int) -> str:
+        said = f"{count} lanes access {span} bytes outside of every allocation, first {address:#x}"
+        near = min(
+            self.allocations,
+            key=lambda a: max(a.start - address, address + span - a.end),
+            default=None,
+        )
+        if near is None:
+            return said
+        before = near.start - address
+        past = address + span - near.end
+        where = f"{before} bytes before" if before > 0 else f"{past} bytes past the end of"
+        return f"{said}: {where} {near.name} ({near.end - near.start} bytes)"

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one wave of 64 lanes, and what its workgroup shares.
+
+Registers hold bit patterns. A vector register is a row of 64 lanes; AGPR n is row 256 + n, as in
+the unified register file of CDNA3. Scalars are Python integers, and so are lane masks in scalar
+registers; the execution mask is kept as an array of booleans too.
+
+What no one has written is poison: NaN in registers and in LDS.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from archkey.conformance.emulation.faults import Fault
+from archkey.conformance.emulation.memory import Memory, Room
+
+__all__ = [
+    *("AGPR", "ALL", "EXEC", "LANES", "M0", "VCC"),
+    *("Array", "Group", "Wave", "int_of", "mask_of"),
+]
+
+Array: TypeAlias = npt.NDArray[Any]
+
+LANES = 64
+ALL = (1 << LANES) - 1
+"""The execution mask with every lane."""
+
+AGPR, VCC, M0, EXEC = 256, 106, 124, 126
+"""First row of the AGPRs; scalar registers by LLVM's numbers (exec is kept apart)."""
+
+_POISON = 0x7FFBADBA  # a quiet NaN as float32, NaN as either half of it
+
+
+class Group:
+    """What the waves of one workgroup share: LDS and the device's memory.
+
+    scratch_bytes  private memory of a lane
+    """
+
+    def __init__(self, memory: Memory, lds_bytes: int, scratch_bytes: int) -> None:
+        self.memory = memory
+        self.lds = Room("LDS", np.full(lds_bytes, 0xFF, np.uint8), 0, 0)
+        self.scratch_bytes = scratch_bytes
+
+    def check_lds(self, at: Array, span: int) -> Array:
+        """`at`, byte addresses of accesses of `span` bytes. Fault past the end of the LDS."""
+        last = int(at.max()) + span
+        if last > self.lds.end:
+            raise Fault(f"access to byte {last - 1} of an LDS of {self.lds.end} bytes")
+        return at
+
+
+class Wave:
+    """64 lanes in lock step.
+
+    s, scc          scalar registers as unsigned integers; the condition code
+    u32, i32, f32   rows of the same vector registers as unsigned, signed and float numbers
+    exec, mask      lanes that work, as an integer and as booleans; full: all of them
+    saturate        MODE.FP16_OVFL: conversions to FP8 clamp instead of overflowing
+    pc, state       index of the next instruction; "running", "barrier" or "ended"
+    """
+
+    def __init__(self, group: Group, vgprs: int, agprs: int) -> None:
+        self.group = group
+        self.s = [_POISON] * 128
+        self.scc = 0
+        rows = AGPR + agprs if agprs else vgprs
+        self.registers: Array = np.full((rows, LANES), _POISON, np.uint32)
+        self.u32 = list(self.registers)
+        self.i32 = list(self.registers.view(np.int32))
+        self.f32 = list(self.registers.view(np.float32))
+        self.scratch: Array = np.full((LANES, group.scratch_bytes), 0xFF, np.uint8)
+        self.saturate = False
+        self.pc = 0
+        self.state = "running"
+        self.set_exec(ALL)
+
+    def set_exec(self, value: int) -> None:
+        """Choose the lanes that work."""
+        self.exec = value
+        self.full = value == ALL
+        self.mask = mask_of(value)
+
+    def get64(self, register: int) -> int:
+        """A pair of scalar registers."""
+        if register == EXEC:
+            return self.exec
+        return self.s[register] | self.s[register + 1] << 32
+
+    def set64(self, register: int, value: int) -> None:
+        """Write a pair of scalar registers."""
+        if register == EXEC:
+            self.set_exec(value)
+        else:
+            self.s[register] = value & 0xFFFFFFFF
+            self.s[register + 1] = value >> 32
+
+
+@functools.lru_cache(4096)
+def mask_of(value: int) -> Array:
+    """Lane masks as booleans; do not write into the result."""
+    packed = np.frombuffer(value.to_bytes(8, "little"), np.uint8)
+    return np.unpackbits(packed, bitorder="little").view(np.bool_)
+
+
+def int_of(mask: Array) -> int:
+    """A lane mask as a scalar register pair holds it."""
+    return int.from_bytes(np.packbits(mask, bitorder="little").tobytes(), "little")

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole Triton kernels, compiled here for both targets and executed, against torch.
+
+Triton lays out registers, LDS and matrix operands by mathematics of its own, so an instruction
+that is understood wrongly shows as a wrong product. See `kernels.py` for the bodies.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from archkey.conformance.emulation.device import TARGETS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_kernels(target: str) -> None:
+    """In a process of its own, since it compiles: see tests/conftest.py."""
+    command = (sys.executable, "-m", "tests.emulation.kernels", target)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == {"rocm_gfx942": 23, "rocm_gfx950": 29}[target]
+    wrong = [row for row in rows if "raised" in row or row["error"] > row["allowed"]]
+    assert not wrong

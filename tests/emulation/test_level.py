@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Level emulated of the exam: what is asked, of whom, and that our kernels pass it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from archkey import locate
+from archkey.conformance import exam
+from archkey.conformance.cases import cases_of
+from archkey.conformance.emulation.device import TARGETS, emulated
+from archkey.conformance.levels import Item, Level
+from archkey.conformance.pool import Terms, Worker
+from archkey.conformance.worker import device_of, open_for
+from archkey.ops import OPERATORS
+from archkey.probe import Device, Probe
+from archkey.target import Target
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_device_that_stands_in(target: str) -> None:
+    """On the CPU's tensors, for level emulated alone; its record names no card."""
+    device = device_of(target, Level.EMULATED)
+    assert device == emulated(target)
+    assert device is not None
+    assert (device.torch_kind, device.simulated) == ("cpu", True)
+    assert device_of(target, Level.DEVICE) is None
+    assert open_for(target, Level.EMULATED).device is not None
+    assert device.kind_to_json()["name"] == f"emulator of {target[5:]}"
+
+
+def test_there_is_no_emulator_of_others() -> None:
+    assert emulated("cuda_sm90") is None
+    assert exam.no_device("cuda_sm100", Level.EMULATED) == (
+        "no emulator of cuda_sm100 on this machine"
+    )
+
+
+def test_a_vendors_simulator_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Device(Target.parse(TARGETS[0]), 0, "X", "acme", torch_type="cpu", simulated=True)
+    monkeypatch.setattr(locate, "probe", lambda pretend: Probe((own,), ()))
+    assert device_of(TARGETS[0], Level.EMULATED) is own
+
+
+def test_what_is_asked() -> None:
+    """The edges, and with --full the sizes of real models; Triton's programs alone."""
+    subject = exam.find(TARGETS[0])
+    items, rows = exam.questions(subject, Level.EMULATED, ["rmsnorm"])
+    edges = {case.name for case in cases_of(OPERATORS["rmsnorm"]) if case.edge}
+    assert {item.case for item in items} == {*edges, "random"}
+    assert {row.item.kernel: row.reason for row in rows} == {
+        "cpu:torch": "no Triton body: nothing to emulate"
+    }
+    full, _ = exam.questions(subject, Level.EMULATED, ["rmsnorm"], full=True)
+    assert {item.case for item in full} > {item.case for item in items}
+
+
+def test_without_numpy_the_level_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "numpy" else find(name)
+    )
+    items, rows = exam.questions(exam.find(TARGETS[0]), Level.EMULATED, ["rmsnorm"])
+    assert not items
+    assert "numpy is not installed: pip install numpy" in {row.reason for row in rows}
+
+
+CASES = (
+    ("rmsnorm", "width of no power of two: tokens=3, width=111"),
+    ("rmsnorm", "row of several blocks: tokens=2, width=16384, out=fp32"),
+    ("rmsnorm", "far rows in place"),
+    ("fused_add_rmsnorm", "the outputs change places"),
+    ("fused_qk_rmsnorm", "NaN and infinity"),
+    ("rmsnorm_quant", "NaN and infinity: tokens=5, width=512, quant=fp8_token"),
+    ("rmsnorm_quant", "NaN and infinity: tokens=5, width=512, quant=mxfp4"),
+)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def worker(request: Any) -> Iterator[tuple[str, Worker]]:
+    made = Worker(request.param, Level.EMULATED, Terms(1, 120.0, 1, 0))
+    yield request.param, made
+    made.close()
+
+
+@pytest.mark.parametrize(("operator", "start"), CASES)
+def test_our_kernels_pass(worker: tuple[str, Worker], operator: str, start: str) -> None:
+    target, asked = worker
+    case = next(c.name for c in cases_of(OPERATORS[operator]) if c.name.startswith(start))
+    found = asked.ask(Item("emulated", operator, f"{target}:triton", case))
+    assert found.outcome == "passed", found.reason
