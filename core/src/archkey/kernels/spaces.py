@@ -8,7 +8,7 @@ digest.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.tunings import RmsNormTuning
@@ -37,55 +37,70 @@ RMSNORM = Space(
 )
 
 
-def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
+def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities, x_bits: int = 16) -> bool:
     """Sums in at most 128 registers a thread; what the loads on their way fill is there.
 
-    A step reads bfloat16 x, and half a byte a weight; two decoded operands take as much and more,
-    which the compiled program shows.
+    A step reads bfloat16 x, and 4 bits a weight; two decoded operands take as much and more, which
+    the compiled program shows.
     """
-    room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
+    room, lanes = 8 * (capabilities.shared_memory_bytes or 0), capabilities.warp_size or 32
     return all(
         tile.t * tile.n <= 128 * tile.num_warps * lanes
-        and tile.k * (tile.t * 2 + tile.n // 2) * tile.stages <= room
+        and tile.k * (tile.t * x_bits + tile.n * 4) * tile.stages <= room
         for tile in values.tiles
     )
 
 
-def _tiles(
-    few: tuple[LinearTile, ...], some: tuple[LinearTile, ...], many: tuple[LinearTile, ...]
-) -> Space:
-    """Tiles for few rows, for some, and for any number."""
-    return Space({"tiles": tuple(itertools.product(few, some, many))}, _mxfp4_linear)
+def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
+    """The same with 4 bits of x."""
+    return _mxfp4_linear(values, capabilities, 4)
 
 
-MXFP4_LINEAR = _tiles(
-    tuple(
-        LinearTile(16, 16, n, k, stages, 4, fill)
-        for n, k, stages in ((64, 128, 4), (64, 256, 3), (64, 256, 4), (128, 128, 4), (128, 256, 3))
-        for fill in (2, 4)
+def _tiles(*tiles: tuple[LinearTile, ...]) -> dict[str, tuple[Any, ...]]:
+    """Those for few rows, for some, and for any number, each with each."""
+    return {"tiles": tuple(itertools.product(*tiles))}
+
+
+MXFP4_LINEAR = Space(
+    _tiles(
+        tuple(
+            LinearTile(16, 16, n, k, stages, 4, fill)
+            for n, k, stages in (
+                (64, 128, 4),
+                (64, 256, 3),
+                (64, 256, 4),
+                (128, 128, 4),
+                (128, 256, 3),
+            )
+            for fill in (2, 4)
+        ),
+        tuple(
+            LinearTile(rows, 64, n, k, 3, 4, fill)
+            for rows in (64, 128, 256)
+            for n, k in ((64, 128), (128, 64), (128, 128))
+            for fill in (2, 3)
+        ),
+        tuple(
+            LinearTile(0, t, n, k, stages, num_warps, 0)
+            for t, n, num_warps in ((128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 128, 8))
+            for k, stages in ((64, 3), (64, 4), (128, 2), (128, 3))
+        ),
     ),
-    tuple(
-        LinearTile(rows, 64, n, k, 3, 4, fill)
-        for rows in (64, 128, 256)
-        for n, k in ((64, 128), (128, 64), (128, 128))
-        for fill in (2, 3)
-    ),
-    tuple(
-        LinearTile(0, t, n, k, stages, num_warps, 0)
-        for t, n, num_warps in ((128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 128, 8))
-        for k, stages in ((64, 3), (64, 4), (128, 2), (128, 3))
-    ),
+    _mxfp4_linear,
 )
 
-MXFP4_LINEAR_SCALED = _tiles(
-    tuple(
-        LinearTile(16, 16, 128, k, stages, 4, 2)
-        for k, stages in ((256, 3), (256, 4), (512, 2), (512, 3))
+MXFP4_LINEAR_SCALED = Space(
+    _tiles(
+        tuple(
+            LinearTile(16, 16, 128, k, stages, 4, 2)
+            for k, stages in ((256, 3), (256, 4), (512, 2), (512, 3))
+        ),
+        tuple(LinearTile(rows, 64, 128, 256, 3, 4, 2) for rows in (64, 256)),
+        tuple(
+            LinearTile(0, t, 128, k, stages, num_warps, 0)
+            for t, num_warps in ((128, 4), (128, 8), (256, 8))
+            for k, stages in ((128, 3), (128, 4), (256, 2), (256, 3))
+        ),
     ),
-    tuple(LinearTile(rows, 64, 128, 256, 3, 4, 2) for rows in (64, 256)),
-    tuple(
-        LinearTile(0, t, 128, k, stages, num_warps, 0)
-        for t, num_warps in ((128, 4), (128, 8), (256, 8))
-        for k, stages in ((128, 3), (128, 4), (256, 2), (256, 3))
-    ),
+    _mxfp4_linear_scaled,
 )
