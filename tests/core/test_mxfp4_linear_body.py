@@ -22,7 +22,10 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from archkey.formats import dequantize_mxfp4
 from archkey.kernels import mxfp4_linear_body as bodies
-from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_programs
+from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
+from archkey.kernels.mxfp4_linear import part_of
+from archkey.kernels.mxfp4_linear_body import mxfp4_linear_body, mxfp4_linear_sum_body
+from archkey.ops.mxfp4_linear import Mxfp4LinearProblem
 from archkey.reference.linear import mxfp4_linear
 
 interpreted = pytest.mark.skipif(
@@ -30,7 +33,7 @@ interpreted = pytest.mark.skipif(
     reason="triton was imported before TRITON_INTERPRET=1 was set",
 )
 
-FEW, TILE = (16, 16, 64), (32, 64, 32)  # rows, columns of out, columns of x
+FEW, MANY = (16, 16, 64), (32, 64, 32)  # rows, columns of out, columns of x
 
 
 def _bytes(*shape: int, low: int = 0, high: int = 256, seed: int = 0) -> torch.Tensor:
@@ -61,17 +64,27 @@ def _run(
     x_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     group: int = 8,
+    part: int = 0,
+    wgmma: bool = False,
+    many: tuple[int, int, int] = MANY,
 ) -> torch.Tensor:
-    rows, n = x.shape[0], weight.shape[0]
+    """In parts of so many columns, or whole."""
+    rows, n, k = x.shape[0], weight.shape[0], 2 * weight.shape[1]
+    t, columns, step = FEW if rows <= 16 else many
     out = torch.full((rows, n), torch.nan)
-    programs = mxfp4_linear_programs(rows, n, *FEW[:2], *TILE[:2])
-    mxfp4_linear_body[(programs,)](
-        *(x, x_scale, weight, weight_scale, bias, out, rows, x.stride(0), 0),
+    parts = -(-k // part) if part else 1
+    sums = torch.full((parts, rows, n), torch.nan) if part else out
+    mxfp4_linear_body[(-(-rows // t) * -(-n // columns), parts)](
+        *(x, x_scale, weight, weight_scale, None if part else bias, sums, rows, x.stride(0), 0),
         *(0 if x_scale is None else x_scale.stride(0), 0),
-        *(weight.stride(0), weight_scale.stride(0), out.stride(0), 0),
-        *(2 * weight.shape[1], n, 1, "none" if x_scale is None else "row", 1),
-        *(False, True, False, *FEW, 2, *TILE, 2, group, False),
+        *(weight.stride(0), weight_scale.stride(0), n, 0),
+        *(k, n, 1, "none" if x_scale is None else "row", 1),
+        *(False, True, wgmma, False, part or k, t, columns, step, 2, group, False),
     )
+    if part:
+        mxfp4_linear_sum_body[(rows, -(-n // 32))](
+            *(sums, bias, out, rows, n, 0, n, 1, parts, 32, False)
+        )
     return out
 
 
@@ -93,11 +106,47 @@ def test_every_order_of_tiles_covers_out(group: int) -> None:
     torch.testing.assert_close(_run(**call, group=group), want, rtol=1e-5, atol=1e-4)
 
 
-def test_programs_cover_out() -> None:
-    assert mxfp4_linear_programs(1, 65, 16, 64, 128, 128) == 2
-    assert mxfp4_linear_programs(16, 65, 16, 64, 128, 128) == 2
-    assert mxfp4_linear_programs(17, 257, 16, 64, 128, 128) == 3
-    assert mxfp4_linear_programs(129, 257, 16, 64, 128, 128) == 6
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.bfloat16, None])
+@pytest.mark.parametrize("tokens", [3, 40])
+@pytest.mark.parametrize("k", [256, 194])  # with parts of 64: as many in all, and 2 in the last
+def test_parts_of_k_add_up(k: int, tokens: int, dtype: torch.dtype | None) -> None:
+    call = _call(tokens, k, 70, dtype) | {"bias": torch.arange(70).float()}
+    (want,) = mxfp4_linear(**call, compute_dtype=torch.float64)
+    torch.testing.assert_close(_run(**call, part=64).double(), want, rtol=1e-5, atol=1e-4)
+
+
+@interpreted
+@pytest.mark.parametrize("tokens", [3, 40])  # weights are on the left, and x
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_orders_of_operands_for_wgmma_agree(tokens: int, dtype: torch.dtype) -> None:
+    call = _call(tokens, 194, 70, dtype)
+    (want,) = mxfp4_linear(**call, compute_dtype=torch.float64)
+    found = _run(**call, wgmma=True, many=(64, 64, 32))
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-4)
+
+
+def test_k_is_split_where_out_has_few_tiles() -> None:
+    """Into whole steps, not too few, and as even as they come."""
+    tile = LinearTile(rows=16, t=16, n=64, k=256, stages=4, num_warps=4, fill=4)
+
+    def part(k: int, n: int, fill: int = 4) -> int:
+        problem = Mxfp4LinearProblem("bfloat16", "bfloat16", k, n)
+        return part_of(problem, tile._replace(fill=fill), 132)
+
+    assert part(16384, 7168) == 4096  # 112 tiles: four parts fill 528 places
+    assert part(16384, 7168, fill=0) == 16384
+    assert part(1536, 24576) == 1536
+    assert part(16384, 64) == 1024  # four steps
+    assert part(2880, 64) == 1024  # 12 steps, the last not full
+    assert part(2, 64) == 256  # more than there is: whole
+
+
+@pytest.mark.parametrize("rows", [[], [16], [0, 0], [64, 16, 0], [16, 16, 0]])
+def test_tiles_are_for_more_and_more_rows(rows: list[int]) -> None:
+    tiles = tuple(LinearTile(up_to, 16, 64, 64, 2, 4, 0) for up_to in rows)
+    with pytest.raises(ValueError, match="more and more rows, then for any"):
+        Mxfp4LinearTuning(tiles)
 
 
 @triton.jit

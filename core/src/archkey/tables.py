@@ -169,7 +169,7 @@ def _dump(value: Any, indent: str = "", taken: int = 0) -> str:
     taken  columns before it
     """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    if taken + len(line) < _WIDTH or not isinstance(value, dict | list):
+    if taken + len(line) < _WIDTH or not isinstance(value, dict | list | tuple):
         return line
     inner, keys = indent + " ", [""] * len(value)
     if isinstance(value, dict):

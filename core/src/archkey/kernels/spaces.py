@@ -7,9 +7,10 @@ digest.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from typing import TYPE_CHECKING, Any
 
-from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
@@ -42,11 +43,12 @@ def _mxfp4_linear(values: Mxfp4LinearTuning, capabilities: Capabilities, x_bits:
     A step reads bfloat16 x, and 4 bits a weight; two decoded operands take as much and more, which
     the compiled program shows.
     """
-    threads = values.num_warps * (capabilities.warp_size or 32)
-    few = values.few_k * (values.few_t * x_bits + values.few_n * 4) * values.few_stages
-    tile = values.tile_k * (values.tile_t * x_bits + values.tile_n * 4) * values.stages
-    room = 8 * (capabilities.shared_memory_bytes or 0)
-    return values.tile_t * values.tile_n <= 128 * threads and max(few, tile) <= room
+    room, lanes = 8 * (capabilities.shared_memory_bytes or 0), capabilities.warp_size or 32
+    return all(
+        tile.t * tile.n <= 128 * tile.num_warps * lanes
+        and tile.k * (tile.t * x_bits + tile.n * 4) * tile.stages <= room
+        for tile in values.tiles
+    )
 
 
 def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) -> bool:
@@ -54,26 +56,51 @@ def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) 
     return _mxfp4_linear(values, capabilities, 4)
 
 
+def _tiles(*tiles: tuple[LinearTile, ...]) -> dict[str, tuple[Any, ...]]:
+    """Those for few rows, for some, and for any number, each with each."""
+    return {"tiles": tuple(itertools.product(*tiles))}
+
+
 MXFP4_LINEAR = Space(
-    {
-        "few_t": (16, 32, 64),
-        "few_k": (128, 256),
-        "tile_t": (128, 256),
-        "tile_k": (64, 128),
-        "stages": (2, 3),
-        "num_warps": (4, 8),
-    },
+    _tiles(
+        tuple(
+            LinearTile(16, 16, n, k, stages, 4, fill)
+            for n, k, stages in (
+                (64, 128, 4),
+                (64, 256, 3),
+                (64, 256, 4),
+                (128, 128, 4),
+                (128, 256, 3),
+            )
+            for fill in (2, 4)
+        ),
+        tuple(
+            LinearTile(rows, 64, n, k, 3, 4, fill)
+            for rows in (64, 128, 256)
+            for n, k in ((64, 128), (128, 64), (128, 128))
+            for fill in (2, 3)
+        ),
+        tuple(
+            LinearTile(0, t, n, k, stages, num_warps, 0)
+            for t, n, num_warps in ((128, 128, 4), (128, 128, 8), (128, 256, 8), (256, 128, 8))
+            for k, stages in ((64, 3), (64, 4), (128, 2), (128, 3))
+        ),
+    ),
     _mxfp4_linear,
 )
 
 MXFP4_LINEAR_SCALED = Space(
-    {
-        "few_t": (16, 32, 64),
-        "few_k": (256, 512),
-        "tile_t": (128, 256),
-        "tile_k": (128, 256),
-        "stages": (2, 3, 4),
-        "num_warps": (4, 8),
-    },
+    _tiles(
+        tuple(
+            LinearTile(16, 16, 128, k, stages, 4, 2)
+            for k, stages in ((256, 3), (256, 4), (512, 2), (512, 3))
+        ),
+        tuple(LinearTile(rows, 64, 128, 256, 3, 4, 2) for rows in (64, 256)),
+        tuple(
+            LinearTile(0, t, 128, k, stages, num_warps, 0)
+            for t, num_warps in ((128, 4), (128, 8), (256, 8))
+            for k, stages in ((128, 3), (128, 4), (256, 2), (256, 3))
+        ),
+    ),
     _mxfp4_linear_scaled,
 )

@@ -68,7 +68,7 @@ def mxfp4_linear(
     x_scale_layout: str = "row",
     enable_pdl: bool | None = None,
 ) -> torch.Tensor:
-    """`out = dequant(x) @ dequant(weight)^T + bias`, in one launch.
+    """`out = dequant(x) @ dequant(weight)^T + bias`, in one launch, or two where K is split.
 
     x             `[.., K]`, K even; bfloat16, float16 or float32; last stride 1, others free (of
                   more than three dimensions, all before the last two must be evenly spaced). Or

@@ -12,6 +12,7 @@ __all__ = ["CASES"]
 
 _FLOATS = ("bf16", "fp16", "fp32")
 _SHUFFLED: dict[str, Any] = {"dtype": PACKED, "layout": "shuffled_gfx950"}
+# A k and n with its dtypes is compiled once on a device: cases share them where they can.
 # Each kind of x; with more than one block of scales, the last of them not full.
 _KINDS: tuple[dict[str, Any], ...] = (
     *({"dtype": dtype} for dtype in _FLOATS),
@@ -38,12 +39,12 @@ _TABLE: tuple[tuple[str, dict[str, Any]], ...] = (
         for kind in (_KINDS[0], _KINDS[3])
     ),
     *(("width of a model", {"tokens": (2,), "k": 2880, "n": 40, **kind}) for kind in _KINDS),
-    *(("few rows and many", {"tokens": (t,), "k": 96, "n": 20}) for t in (1, 16, 17, 64, 65, 150)),
+    *(("few rows and many", _ROWS | {"tokens": (t,)}) for t in (1, 16, 17, 64, 65, 150, 257)),
     *(
         ("few rows and many", {"tokens": (t,), "k": 288, "n": 20, **_SHUFFLED})
         for t in (1, 17, 33, 257)
     ),
-    *(("no rows", {"tokens": (0,), "k": 64, "n": 8, **kind}) for kind in _KINDS),
+    *(("no rows", _ROWS | kind | {"tokens": (0,)}) for kind in _KINDS),
     *(
         ("bias", _ROWS | kind | {"bias": bias})
         for kind in _KINDS[::3]
@@ -63,7 +64,7 @@ _TABLE: tuple[tuple[str, dict[str, Any]], ...] = (
         for rows in (_ROWS, _WHOLE)
     ),
     *(
-        ("NaN scales", rows | kind | {"scales": "NaN"})
+        ("NaN scales", rows | kind | {"scales": "NaN", "out_dtype": "fp32"})
         for kind in _KINDS
         for rows in (_ROWS, _WHOLE)
     ),
