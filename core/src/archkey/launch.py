@@ -113,9 +113,8 @@ class Build:
 class Plan:
     """A problem bound to a kernel. `plan.run(*inputs, *outputs)` is the kernel's own function:
 
-    no check, no host synchronisation, no allocation but a workspace of torch; it can be captured in a
-    CUDA or HIP graph.
-    `programs` are the Triton bodies it launches, `compiled` the same as machine code, unless they
+    no check, no host synchronisation, no allocation but a workspace from torch; it can be captured
+    in a CUDA or HIP graph. `programs` are the Triton bodies it launches, `compiled` the same as machine code, unless they
     are interpreted.
     """
 
