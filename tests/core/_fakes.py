@@ -8,6 +8,7 @@ session      a Session of a device with exactly these kernels
 TOY          a vendor's own operator
 make, ran    a session of it with the torch reference behind; who ran
 alone        a fixture: nothing of another test
+Spy          a session that keeps what an operator would launch
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import archkey
 from archkey.capabilities import Capability
-from archkey.kernel import Kernel, Run
+from archkey.kernel import Kernel, Run, resolve
 from archkey.ops import Operator
 from archkey.ops._contract import SESSIONS, public
 from archkey.plugins import DEFAULT, Found, Loaded, Plugin, discover, load
@@ -279,3 +281,31 @@ def alone() -> Iterator[None]:
     settings.cache_clear()
     SESSIONS.clear()
     SESSIONS.update(before)
+
+
+class Spy:
+    """A session of any device that keeps what would be launched, and launches nothing.
+
+    Called, it is `operator`'s public function on that session.
+    """
+
+    def __init__(self, operator: Operator, target: str | Session) -> None:
+        self.operator = operator
+        self.session = archkey.open(target) if isinstance(target, str) else target
+        self.problem: Any = None
+        self.arguments: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def launcher(self, problem: Any) -> Any:
+        self.problem = problem
+        names = (*self.operator.inputs, *self.operator.outputs)
+
+        def run(*arguments: Any) -> None:
+            self.arguments = dict(zip(names, arguments, strict=True))
+
+        return run
+
+    def __call__(self, **call: Any) -> Any:
+        return resolve(self.operator.function).__wrapped__(self, **call)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.core._fakes import Spy
 from tests.core._linear import BF16, U8, K, N, call_of, packed_call, rand, weights
 
 import archkey
@@ -17,30 +18,6 @@ from archkey.ops.mxfp4_linear import OPERATORS, Mxfp4LinearProblem
 
 (OPERATOR,) = OPERATORS
 F16, F32 = torch.float16, torch.float32
-
-
-class Spy:
-    """A session of any device that keeps what would be launched, and launches nothing."""
-
-    def __init__(self, target: str = "cuda_sm90") -> None:
-        self.session = archkey.open(target)
-        self.problem: Any = None
-        self.arguments: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def launcher(self, problem: Any) -> Any:
-        self.problem = problem
-        names = (*OPERATOR.inputs, *OPERATOR.outputs)
-
-        def run(*arguments: Any) -> None:
-            self.arguments = dict(zip(names, arguments, strict=True))
-
-        return run
-
-    def __call__(self, **call: Any) -> Any:
-        return resolve(OPERATOR.function).__wrapped__(self, **call)
 
 
 def truth(call: dict[str, Any]) -> torch.Tensor:
@@ -109,7 +86,7 @@ def test_it_is_a_method_of_a_session() -> None:
 
 
 def problem_of(call: dict[str, Any], target: str = "cuda_sm90") -> Mxfp4LinearProblem:
-    spy = Spy(target)
+    spy = Spy(OPERATOR, target)
     spy(**call)
     problem: Mxfp4LinearProblem = spy.problem
     return problem
@@ -176,7 +153,7 @@ def test_rows_that_are_not_evenly_spaced_are_heads() -> None:
 
 
 def test_a_kernel_gets_rows_of_bytes_in_the_same_memory() -> None:
-    spy = Spy()
+    spy = Spy(OPERATOR, "cuda_sm90")
     call = packed_call(2, 3, 4)
     own = call | {"weight": call["weight"].view(torch.float4_e2m1fn_x2)}
     out = spy(**own)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.core import _fakes
+from tests.core._fakes import Spy
 
 import archkey
 from archkey import formats
@@ -22,30 +23,6 @@ from archkey.session import Session
 (OPERATOR,) = OPERATORS
 FN, FNUZ = torch.float8_e4m3fn, torch.float8_e4m3fnuz
 META = torch.device("meta")
-
-
-class Spy:
-    """A session of any device that keeps what would be launched, and launches nothing."""
-
-    def __init__(self, target: str | Session) -> None:
-        self.session = archkey.open(target) if isinstance(target, str) else target
-        self.problem: Any = None
-        self.arguments: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session, name)
-
-    def launcher(self, problem: Any) -> Any:
-        self.problem = problem
-        names = (*OPERATOR.inputs, *OPERATOR.outputs)
-
-        def run(*arguments: Any) -> None:
-            self.arguments = dict(zip(names, arguments, strict=True))
-
-        return run
-
-    def __call__(self, **call: Any) -> Any:
-        return resolve(OPERATOR.function).__wrapped__(self, **call)
 
 
 def rand(*shape: int, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> torch.Tensor:
@@ -284,7 +261,7 @@ def test_static_scale_is_returned_and_may_have_any_rank() -> None:
     ],
 )
 def test_defaults_of_a_device(target: str, dtype: torch.dtype, mode: str) -> None:
-    spy = Spy(target)
+    spy = Spy(OPERATOR, target)
     assert spy(**call_of("fp8_token")).out.dtype == dtype
     assert spy.problem.scale_mode == spy.arguments["scale_mode"] == "fp32"
     assert spy.arguments["fp8_dtype"] == spy.problem.out_dtype == str(dtype)[6:]
@@ -305,7 +282,7 @@ def test_either_fp8_is_allowed_where_torch_computes() -> None:
 
 
 def test_problem_says_what_is_there() -> None:
-    spy = Spy("cuda_sm90")
+    spy = Spy(OPERATOR, "cuda_sm90")
     spy.pdl = True  # off where tests interpret kernels
     spy(**call_of("fp8_group", (4, 256), group_size=64))
     plain = RmsNormQuantProblem(
@@ -356,13 +333,13 @@ def test_problem_says_how_rows_lie() -> None:
         second | {"x2_out": odd},
         second | {"x2": rand(4, 256)[:, :200], "x2_weight": rand(200)},  # x2_out is 200 wide
     ):
-        spy = Spy("cpu")  # one that has seen no other call
+        spy = Spy(OPERATOR, "cpu")  # one that has seen no other call
         spy(**call_of("mxfp4") | changed)
         assert not spy.problem.aligned, changed.keys()
 
 
 def test_scales_have_no_part_in_how_rows_lie() -> None:
-    spy = Spy("cpu")
+    spy = Spy(OPERATOR, "cpu")
     x, odd = rand(4, 256), rand(4 * 256 + 1)[1:].view(4, 256)
     for start in (0, 1):
         scale = torch.empty(33, dtype=torch.uint8)[start:][:32].view(4, 8)
@@ -372,7 +349,7 @@ def test_scales_have_no_part_in_how_rows_lie() -> None:
 
 
 def test_problem_counts_heads_of_unevenly_spaced_rows_alone() -> None:
-    spy = Spy("cpu")
+    spy = Spy(OPERATOR, "cpu")
     even, uneven = rand(4, 3, 512)[..., :256], rand(4, 5, 256)[:, :3]
     for changed, heads in (
         ({}, 1),
@@ -615,7 +592,7 @@ def test_one_tensor_for_two_outputs_is_refused() -> None:
 
 @pytest.mark.parametrize(("target", "dtype"), [("rocm_gfx942", FN), ("rocm_gfx950", FNUZ)])
 def test_fp8_of_another_device_is_refused(target: str, dtype: torch.dtype) -> None:
-    spy, out = Spy(target), torch.full((4, 256), 7.0).to(dtype)
+    spy, out = Spy(OPERATOR, target), torch.full((4, 256), 7.0).to(dtype)
     with pytest.raises(TYPE, match="out must be float8_e4m3fn.* on this device.*do not view"):
         spy(**call_of("fp8_token"), out=out)
     assert spy.problem is None and bool((out.float() == 7).all())
@@ -628,7 +605,7 @@ def test_what_the_device_lacks_is_unsupported(quant: str, capability: str) -> No
     facts = [_fakes.capability(name, "none") for name in ("fp8", "mxfp4", "nvfp4")]
     plugin = _fakes.plugin(capabilities=facts)
     loaded = _fakes.Loaded((plugin, _fakes.last_resort("rmsnorm_quant")), ())
-    spy = Spy(Session(_fakes.card(), _fakes.Settings(), loaded=loaded))
+    spy = Spy(OPERATOR, Session(_fakes.card(), _fakes.Settings(), loaded=loaded))
     outputs = {name: t for name, t in buffers(quant).items() if name in ("out", "out_scale")}
     before = {name: t.clone() for name, t in outputs.items()}
     why = rf"found '{quant}'. Its capability {capability} is none \(fake data sheet\): because the"

@@ -114,8 +114,8 @@ class Plan:
     """A problem bound to a kernel. `plan.run(*inputs, *outputs)` is the kernel's own function:
 
     no check, no host synchronisation, no allocation but a workspace from torch; it can be captured
-    in a CUDA or HIP graph. `programs` are the Triton bodies it launches, `compiled` the same as machine code, unless they
-    are interpreted.
+    in a CUDA or HIP graph. `programs` are the Triton bodies it launches, `compiled` the same as
+    machine code, unless they are interpreted.
     """
 
     problem: Any
