@@ -30,11 +30,13 @@ SMALL = (  # the interpreter works through one program after the other
     cases.qk_norm(tokens=3, q_lora=1536, kv_lora=512, rope=64, dtype=torch.float32),
     cases.qk_norm(tokens=3, q_lora=0, kv_lora=512, rope=64, dtype=torch.float16),
 )
-# Each kind of quantisation with each rule and layout of scales, ties, thresholds, NaN.
+# Each kind of quantisation with each rule and layout of scales, ties, thresholds, NaN. A padded
+# layout has hundreds of rows of scales, so one rule has to do for it.
 QUANT = [
     case
     for case in QUANT_EDGES
     if case.model in ("kinds", "ties", "thresholds of scales", "NaN and infinity", "second norm")
+    and ("shuffled" not in case.label or "mode=even" in case.label)
 ]
 
 
