@@ -216,3 +216,24 @@ def test_the_matrix_unit_multiplies(which: str, run_python: Callable[..., str]) 
         assert complaints == [], name
         assert product in instructions, (name, instructions)
         assert ("block_scaled" in instructions) == (wanted is SCALED)
+
+
+_WAITS = """
+import json, re
+import archkey
+
+session = archkey.open("cuda_sm90")
+examples = session.operators["mxfp4_linear"].examples
+problems = [examples[{0!r}], examples[{0!r}]._replace(dtype="float16"), examples[{1!r}]]
+texts = [made.kernel.asm["ptx"] for p in problems for made in session.plan(p).compiled]
+waits = [re.findall(r"wgmma\\.wait_group\\.sync\\.aligned +(\\d+)", text) for text in texts]
+print(json.dumps([found for found, text in zip(waits, texts) if "wgmma.mma_async" in text]))
+"""
+
+
+def test_no_product_runs_into_the_next_step(run_python: Callable[..., str]) -> None:
+    """triton#9433: it would read registers that the next step decodes into."""
+    found = json.loads(run_python(_WAITS.format(W4A16, W4A4), TRITON_INTERPRET="0"))
+    assert len(found) >= 6
+    for waits in found:
+        assert waits and set(waits) == {"0"}, found
