@@ -220,8 +220,9 @@ def test_an_unknown_case_is_a_failure() -> None:
     assert UnknownName.__name__ in outcome.reason
 
 
-def test_an_interrupted_exam_keeps_what_was_done(own_folder: Path) -> None:
-    """Ctrl-C: the record has what was answered, marked as incomplete; nobody is left behind."""
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_exam_keeps_what_was_done(own_folder: Path, how: signal.Signals) -> None:
+    """The record has what was answered, marked as incomplete; nobody is left behind."""
     process = subprocess.Popen(
         [sys.executable, "-m", "archkey", "check", "cpu", "--level", "device", "--jobs", "1"],
         stdout=subprocess.PIPE,
@@ -233,7 +234,7 @@ def test_an_interrupted_exam_keeps_what_was_done(own_folder: Path) -> None:
     for line in process.stderr:
         if line.startswith("[5/"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     found = record.read(own_folder / "evidence" / "cpu.json")

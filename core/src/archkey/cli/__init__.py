@@ -10,13 +10,14 @@ torch.
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
               `bench` is over its limit, `quant explain` found a contradiction
     exit 2    the request is wrong: usage, an unknown name, a setting that cannot be read
-    exit 130  interrupted (Ctrl-C)
+    exit 130  interrupted (Ctrl-C, SIGTERM)
 """
 
 from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import sys
 from typing import Any
 
@@ -113,4 +114,6 @@ def cli(ctx: click.Context) -> None:
 
 def main() -> None:
     """The script `archkey`."""
+    # As `timeout` and job schedulers end it: like Ctrl-C, so that what was done is kept.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cli(prog_name="archkey")
