@@ -87,7 +87,7 @@ def exam(operator: str) -> dict[str, Make]:
     made: dict[str, Make] = {
         case.name: lambda make, case=case: _tidy(dict(case.inputs(make)))  # type: ignore[misc]
         for case in cases_of(OPERATORS[operator])
-        if not case.edge
+        if case.real
     }
     first = next(iter(made.values()))
     if operator == "chunk_kda":

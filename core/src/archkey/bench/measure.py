@@ -143,7 +143,7 @@ class Bench:
         and where none of them is served, the operator's quick workloads.
         """
         contract = self.session.operators[operator]
-        models = [case for case in cases_of(contract) if not case.edge]
+        models = [case for case in cases_of(contract) if case.real]
         quick = [workload for workload in workloads_of(contract) if workload.quick]
         served = 0
         for name, make in (

@@ -67,7 +67,8 @@ class Case:
     """`inputs(maker)` gives the keyword arguments of the operator's public function.
 
     The case of a real model has the model's sizes. An edge case has real widths and few rows, is
-    made to break what is easily done wrong, and is small enough for an interpreter.
+    made to break what is easily done wrong, and is small enough for an interpreter. A large one is
+    an edge that no interpreter has time for.
     """
 
     operator: str
@@ -75,6 +76,12 @@ class Case:
     label: str  # sizes: "B=4, kv 1k-2k, H=16, page 64, bf16"
     inputs: Callable[[Maker], Mapping[str, Any]]
     edge: bool = False
+    large: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Whether it is a real model's."""
+        return not (self.edge or self.large)
 
     @property
     def name(self) -> str:

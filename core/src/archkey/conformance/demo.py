@@ -20,7 +20,7 @@ def chosen(session: Session, operators: Collection[str] | None = None) -> list[C
         if name not in session.operators:
             raise UnknownName("operator", name, session.operators)
     wanted = [o for name, o in session.operators.items() if operators is None or name in operators]
-    return [case for operator in wanted for case in cases_of(operator) if not case.edge]
+    return [case for operator in wanted for case in cases_of(operator) if case.real]
 
 
 def run(session: Session, operators: Collection[str] | None = None) -> Iterator[Result]:

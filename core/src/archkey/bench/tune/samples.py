@@ -91,7 +91,7 @@ def _same(one: Table | None, other: Table | None) -> bool:
 
 def calls_of(operator: Operator) -> Sequence[Workload | Case]:
     """The operator's workloads; without any, the cases of real models in its exam."""
-    return workloads_of(operator) or [case for case in cases_of(operator) if not case.edge]
+    return workloads_of(operator) or [case for case in cases_of(operator) if case.real]
 
 
 def samples(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -83,7 +84,12 @@ CASES = (
     qk_norm(1024, 1536, 512, 64, model="DeepSeek-V3"),
     qk_norm(1024, 0, 512, 64, model="Kimi-Linear-48B"),
     # More rows than the second and third dimension of a CUDA grid have places: 65535.
-    norm("rmsnorm", 4096, 32, heads=32, model="131072 rows"),
-    norm("fused_add_rmsnorm", 131072, 32, model="131072 rows"),
-    qk_norm(131072, 32, 16, 0, model="131072 rows"),
+    *(
+        replace(case, large=True)
+        for case in (
+            norm("rmsnorm", 4096, 32, heads=32, model="131072 rows"),
+            norm("fused_add_rmsnorm", 131072, 32, model="131072 rows"),
+            qk_norm(131072, 32, 16, 0, model="131072 rows"),
+        )
+    ),
 )

@@ -61,7 +61,7 @@ _SCALE = {
     "nvfp4": lambda make: make.tensor([16 / (448 * 6)], torch.float32),
 }
 
-CASES = tuple(
+_MODELS = tuple(
     Case("rmsnorm_quant", model, label, inputs)
     for model, label, inputs in (
         (
@@ -104,18 +104,23 @@ CASES = tuple(
             "T=200, N=7168, NVFP4 swizzled, + residual",
             _hidden(200, 7168, "nvfp4", scale_layout="swizzled_128x4"),
         ),
-        # More rows than the second and third dimension of a CUDA grid have places: 65535.
-        *(
-            (
-                "131072 rows",
-                f"T=131072, N=32, {quant}, + residual, y",
-                _hidden(131072, 32, quant, y=True, scale_layout=layout),
-            )
-            for quant, layout in (
-                ("fp8_token", "row"),
-                ("mxfp4", "shuffled_gfx950"),
-                ("nvfp4", "swizzled_128x4"),
-            )
-        ),
     )
 )
+
+# More rows than the second and third dimension of a CUDA grid have places: 65535.
+_LARGE = tuple(
+    Case(
+        "rmsnorm_quant",
+        "131072 rows",
+        f"T=131072, N=32, {quant}, + residual, y",
+        _hidden(131072, 32, quant, y=True, scale_layout=layout),
+        large=True,
+    )
+    for quant, layout in (
+        ("fp8_token", "row"),
+        ("mxfp4", "shuffled_gfx950"),
+        ("nvfp4", "swizzled_128x4"),
+    )
+)
+
+CASES = (*_MODELS, *_LARGE)
