@@ -5,9 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["collapse"]
+__all__ = ["collapse", "words_of"]
 
 Numbers = tuple[int, ...]
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The components of `name` that are no numbers: what modules of one kind share."""
+    return tuple(part for part in name.split(".") if not part.isdecimal())
 
 
 def collapse(names: Iterable[str]) -> tuple[str, ...]:

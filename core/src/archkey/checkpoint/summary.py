@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from archkey.checkpoint.checking import Report, check
-from archkey.checkpoint.names import collapse
+from archkey.checkpoint.names import collapse, words_of
 from archkey.checkpoint.patterns import Matcher, Pattern
 from archkey.checkpoint.planning import Entry, Fusion, Plan
 from archkey.checkpoint.scheme import UNQUANTIZED
@@ -124,10 +124,9 @@ def _kinds(entries: Iterable[Entry]) -> Iterable[list[Entry]]:
     """Modules that differ in their numbers alone, together, in order of first appearance."""
     kinds: dict[Any, list[Entry]] = {}
     for entry in entries:
-        words = tuple(part for part in entry.name.split(".") if not part.isdecimal())
         shape = (entry.share.rows, entry.share.columns)
         resolution = entry.resolution
-        key = (words, shape, resolution.scheme, resolution.rule)
+        key = (words_of(entry.name), shape, resolution.scheme, resolution.rule)
         kinds.setdefault(key, []).append(entry)
     return kinds.values()
 

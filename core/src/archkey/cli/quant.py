@@ -139,13 +139,12 @@ def _pattern_lines(found: list[Mapping[str, Any]]) -> Text:
     """Patterns with the modules that each decided; those that differ in numbers, together."""
     from rich.text import Text
 
-    from archkey.checkpoint.names import collapse
+    from archkey.checkpoint.names import collapse, words_of
 
     counts = {entry["pattern"]: entry["modules"] for entry in found}
     kinds: dict[tuple[str, ...], list[str]] = {}
     for pattern in counts:
-        words = tuple(part for part in pattern.split(".") if not part.isdecimal())
-        kinds.setdefault(words, []).append(pattern)
+        kinds.setdefault(words_of(pattern), []).append(pattern)
     lines = []
     for names in kinds.values():
         total = sum(counts[name] for name in names)
