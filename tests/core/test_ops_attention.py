@@ -124,6 +124,10 @@ def test_problem_holds_what_is_known_before_the_numbers() -> None:
     for longest, queries in ((2, "verify"), (16, "verify"), (17, "prefill")):
         unified_attention.__wrapped__(session, **call_inputs(max_seqlen_q=longest))
         assert session.problem.queries == queries
+        alike = plain._replace(queries="any", batch_invariant=True)
+        call = call_inputs(max_seqlen_q=longest, batch_invariant=True)
+        unified_attention.__wrapped__(session, **call)
+        assert session.problem == alike
     assert hash(session.problem) != hash(plain)
 
 
@@ -149,7 +153,7 @@ def test_vllm_workspace_is_passed_on() -> None:
     sizes = {"seq_threshold_3D": 8, "num_par_softmax_segments": 16}
     unified_attention.__wrapped__(session, **call_inputs(), **buffers, **sizes)
     assert session.problem.segments == 16
-    assert session.arguments[-3] == tuple(buffers.values())
+    assert session.arguments[-4] == tuple(buffers.values())
     bad = {
         "softmax_segm_output": torch.empty(8, 4, 16, 16),
         "softmax_segm_max": torch.empty(8, 4, 8),
@@ -177,7 +181,7 @@ def test_workspace_is_for_batches_that_fit_it() -> None:
             session, **call_inputs(), **buffers, seq_threshold_3D=threshold
         )
         assert session.problem.segments == segments
-        assert (session.arguments[-3] is None) == (segments == 0)
+        assert (session.arguments[-4] is None) == (segments == 0)
 
 
 @pytest.mark.parametrize("page_size", [1, 12, 48], ids=lambda n: f"page{n}")

@@ -44,7 +44,7 @@ class UnifiedAttentionProblem(NamedTuple):
     """Causal attention of ragged queries over a paged cache.
 
     queries        "decode": one query a sequence; "verify": at most 16, as speculative decoding
-                   has; "prefill": more. It picks tiles, not results
+                   has; "prefill": more. It picks tiles; "any" with batch_invariant, which must not
     window, softcap, alibi, return_lse   whether the call has them
     qq_bias, sinks  their dtype, or "none"
     *_descale      "none", "number", "tensor" (one float32 element) or "per_head" (`[B, Hk]`)
@@ -52,6 +52,7 @@ class UnifiedAttentionProblem(NamedTuple):
     segments       parts of a split over keys, with the caller's buffers, which have a row for each
                    query; 0: the kernel's choice
     aligned        q, k, v and out: pointers and strides are multiples of 16 bytes
+    batch_invariant  a row's bits follow from its own sequence alone
     """
 
     dtype: str
@@ -75,6 +76,7 @@ class UnifiedAttentionProblem(NamedTuple):
     return_lse: bool = False
     segments: int = 0
     aligned: bool = True
+    batch_invariant: bool = False
     operator: str = OP
 
 
@@ -105,6 +107,7 @@ def unified_attention(
     sinks: torch.Tensor | None = None,
     lse: torch.Tensor | None = None,
     kv_layout: str = "NHD",
+    batch_invariant: bool = False,
     plan: Plan | None = None,
     seq_threshold_3D: int | None = None,
     num_par_softmax_segments: int | None = None,
@@ -132,6 +135,9 @@ def unified_attention(
     output_scale  number or float32 tensor of one element; `out = real / output_scale`; FP8
                   saturates
     lse           float32 `[T, H]`, any strides; written if given
+    batch_invariant  a query's result is the same to the bit whatever else is in the batch, and
+                  however its sequence was cut into chunks; nothing is split over keys then, which
+                  takes longer where there are few queries
     softmax_segm_*  vLLM's workspace of a split over keys: `[S, H, segments, >= Dv]`, and twice
                   `[S, H, segments]`, float32; left alone by calls of more than S queries, or than
                   seq_threshold_3D; without it a split kernel allocates
@@ -149,11 +155,12 @@ def unified_attention(
     lengths = cu_seqlens_q, seqused_k, block_table
     facts = layouts(*lengths, *scales, *vectors, *buffers, softmax_scale, softcap)
     numbers = softmax_scale, softcap, window_left >= 0
-    key = (OP, metadata(q, k, v, out), facts, numbers, sizes, kv_layout)
+    modes = kv_layout, batch_invariant
+    key = (OP, metadata(q, k, v, out), facts, numbers, sizes, modes)
     problem = session.problems.get(key)
     if problem is None:
         problem = _problem(
-            session, (q, k, v, out), lengths, scales, vectors, buffers, numbers, sizes, kv_layout
+            session, (q, k, v, out), lengths, scales, vectors, buffers, numbers, sizes, modes
         )
         remember(session.problems, key, problem)
     if torch.is_grad_enabled():
@@ -170,7 +177,7 @@ def unified_attention(
             q, k, v, cu_seqlens_q, seqused_k, block_table, max_seqlen_q, max_seqlen_k, q_descale,
             k_descale, v_descale, alibi_slopes, qq_bias, sinks, output_scale, softmax_scale,
             window_left, softcap, torch.finfo(out.dtype).max if problem.out_dtype in FP8 else INF,
-            buffers if problem.segments else None, out, lse,
+            buffers if problem.segments else None, batch_invariant, out, lse,
         )  # fmt: skip
     return out
 
@@ -184,18 +191,20 @@ def _problem(
     buffers: tuple[Any, Any, Any],
     numbers: tuple[Any, Any, bool],
     sizes: tuple[int, int, int | None, int | None],
-    kv_layout: str,
+    modes: tuple[str, bool],
 ) -> UnifiedAttentionProblem:
     """Check the metadata of a call and make its key."""
     q, k, v, out = tensors
     alibi_slopes, qq_bias, sinks, lse = vectors
     softmax_scale, softcap, window = numbers
     max_seqlen_q, max_seqlen_k, parts, rows = sizes
+    kv_layout, batch_invariant = modes
     k, v, dtype, kv_dtype = check.operands(session, q, k, v, kv_layout, scales[0])
     tokens, heads, head_dim = q.shape
     page_size, kv_heads, head_dim_v = v.shape[1:]
     out_dtype = check.out_dtype(session, out, q, (tokens, heads, head_dim_v), scales[3])
     per_head = check.lengths(q, *lengths, max_seqlen_k, page_size), kv_heads
+    segments = check.segments(buffers, parts, rows, q, head_dim_v)
     check.numbers(softmax_scale, softcap)
     return UnifiedAttentionProblem(
         dtype,
@@ -206,7 +215,7 @@ def _problem(
         head_dim,
         head_dim_v,
         page_size,
-        "decode" if max_seqlen_q <= 1 else "verify" if max_seqlen_q <= 16 else "prefill",
+        "any" if batch_invariant else _queries(max_seqlen_q),
         window,
         softcap > 0,
         check.vector("alibi_slopes", alibi_slopes, heads, q) != "none",
@@ -217,9 +226,14 @@ def _problem(
         check.factor("v_descale", scales[2], q, per_head),
         check.factor("output_scale", scales[3], q, None),
         check.lse_of(lse, tokens, heads, q),
-        check.segments(buffers, parts, rows, q, head_dim_v),
+        0 if batch_invariant else segments,
         aligned(q, k, v, out),
+        batch_invariant,
     )
+
+
+def _queries(max_seqlen_q: int) -> str:
+    return "decode" if max_seqlen_q <= 1 else "verify" if max_seqlen_q <= 16 else "prefill"
 
 
 def _example(dtype: str, heads: int, kv_heads: int, head_dim: int, **more: Any) -> Any:
@@ -237,7 +251,7 @@ OPERATORS = (
             "q", "k", "v", "cu_seqlens_q", "seqused_k", "block_table", "max_seqlen_q",
             "max_seqlen_k", "q_descale", "k_descale", "v_descale", "alibi_slopes", "qq_bias",
             "sinks", "output_scale", "softmax_scale", "window_left", "softcap", "out_limit",
-            "segments",
+            "segments", "batch_invariant",
         ),
         outputs=("out", "lse"),
         reference="archkey.reference.attention:unified_attention",
@@ -261,6 +275,9 @@ OPERATORS = (
                 "GQA 32/4 prefill, FP8": _example(
                     "float8_e4m3fn", 32, 4, 128, page_size=64, queries="prefill",
                     q_descale="tensor", k_descale="tensor", v_descale="tensor",
+                ),
+                "GQA 32/4, batch invariant": _example(
+                    "bfloat16", 32, 4, 128, queries="any", batch_invariant=True
                 ),
                 "GQA 32/4 decode, FP8 cache": _example(
                     "bfloat16", 32, 4, 128, kv_dtype="float8_e4m3fn",

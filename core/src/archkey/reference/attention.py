@@ -49,6 +49,7 @@ def unified_attention(
     softcap: float = 0.0,
     out_limit: float = torch.inf,
     segments: tuple[Tensor, Tensor, Tensor] | None = None,
+    batch_invariant: bool = False,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of ragged queries over a paged cache.
@@ -69,6 +70,8 @@ def unified_attention(
         window_left: number of earlier keys that stay visible, -1 for all of them.
         out_limit: largest magnitude that the caller's dtype holds; ``out`` is clamped to it, since
             a cast of more to fp8 can give NaN. Nothing is rounded here.
+        batch_invariant: one query at a time, over its own keys: the order of torch's sums depends
+            on the shape of a product, which is then the same in every batch and for every chunk.
 
     Returns:
         ``(out [T, H, Dv], lse [T, H])`` in ``compute_dtype``. A row without a visible key has
@@ -81,6 +84,7 @@ def unified_attention(
     out = torch.zeros(tokens, heads, v.shape[3], dtype=compute_dtype, device=q.device)
     lse = torch.full((tokens, heads), -torch.inf, dtype=compute_dtype, device=q.device)
     starts = cu_seqlens_q.tolist()
+    together = 1 if batch_invariant else QUERY_ROWS
 
     def per_head(x: Tensor) -> Tensor:  # query head h reads KV head h // G
         return x.to(compute_dtype).reshape(kv_heads, group, 1, 1)
@@ -88,8 +92,8 @@ def unified_attention(
     for i, kv_len in enumerate(seqused_k.tolist()):
         context = kv_len - (starts[i + 1] - starts[i])
         scale = _descale(q_descale, i, compute_dtype) * _descale(k_descale, i, compute_dtype)
-        for row in range(starts[i], starts[i + 1], QUERY_ROWS):
-            end = min(row + QUERY_ROWS, starts[i + 1])
+        for row in range(starts[i], starts[i + 1], together):
+            end = min(row + together, starts[i + 1])
             t = torch.arange(row - starts[i], end - starts[i], device=q.device)
             p = context + t[:, None]
             first = 0 if window_left < 0 else max(context + row - starts[i] - window_left, 0)

@@ -91,6 +91,14 @@ _SHAPES: tuple[Row, ...] = (
         "decode in a mixed batch",
         (_call((*_DECODES, (5, 37), (1, 3), (17, 17)), **more) for more in ({}, _MOST, _FP8)),
     ),
+    (
+        "batch invariant",
+        (
+            call(invariant=True, **more)
+            for call in (_a, _d, _prefill)
+            for more in ({}, _MOST, {"segments": 4})
+        ),
+    ),
     ("scores far below 0", (_a(level=-150.0, sinks="fp32", sink=-150.0),)),
     ("scores far above 0", (_a(level=150.0), _d(level=150.0))),
     ("scale of the caller", (_a(scale=scale) for scale in (0.02, 0.4))),

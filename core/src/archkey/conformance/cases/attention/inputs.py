@@ -60,6 +60,7 @@ class Attention:
     most_q      max_seqlen_q, 0: tight; most_k  the same
     segments    parts of the caller's workspace, which has `segment_rows` more rows than q
     threshold   seq_threshold_3D, -1: none
+    invariant   batch_invariant
     far         what lies past element 2^31: "k", "k slots", "k heads", .. "lse heads"
     """
 
@@ -96,6 +97,7 @@ class Attention:
     segments: int = 0
     segment_rows: int = 0
     threshold: int = -1
+    invariant: bool = False
     far: str = ""
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
@@ -128,6 +130,7 @@ class Attention:
             **descales,
             "output_scale": factor(make, self.output_scale, self.output_kind),
             "kv_layout": self.layout,
+            **({"batch_invariant": True} if self.invariant else {}),
             **vectors,
             **self._bias(make),
             **self._lse(make, len(q)),

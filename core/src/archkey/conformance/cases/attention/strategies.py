@@ -73,6 +73,7 @@ def _attention(draw: st.DrawFn, size: int) -> Attention:
         layout=draw(st.sampled_from(("NHD", "HND"))),
         pair=draw(_often("", st.sampled_from(pairs))),
         gap=draw(_GAPS),
+        invariant=draw(st.sampled_from((False, True))),
         apart=" ".join(draw(st.lists(st.sampled_from(_WHAT), unique=True))),
         **draw(_vectors()),
     )
