@@ -115,6 +115,7 @@ def _attend(
     D: tl.constexpr,
     DV: tl.constexpr,
     PAGE: tl.constexpr,
+    KV_UNIT: tl.constexpr,
     KEYS: tl.constexpr,
     STAGES: tl.constexpr,
     FP8: tl.constexpr,  # of k and v
@@ -128,20 +129,36 @@ def _attend(
     BLOCK_DV: tl.constexpr = total.shape[1]
     d, dv = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
     position = (context + t)[:, None]
+    lane = tl.arange(0, KEYS)
+    # The part of an address that no step changes: the slot, where a page has the same ones in all.
+    slots = lane % PAGE if KEYS % PAGE == 0 or PAGE % KEYS == 0 else lane * 0
+    k_lane = k + (slots.to(tl.int64) * k_slot_stride * KV_UNIT)[:, None] + d
+    v_lane = v + (slots.to(tl.int64) * v_slot_stride * KV_UNIT)[:, None] + dv
     # One factor of products, applied within the exponent where nothing comes between.
     factor = scale * LOG2E if PLAIN else 1.0
     for start in tl.range(begin, end, KEYS, num_stages=STAGES):
-        j = start + tl.arange(0, KEYS)
+        j = start + lane
         there = (j >= first) & (j < last)
         if PAGE % KEYS == 0:  # they are all in one page
             page = tl.load(table + start // PAGE).to(tl.int64)
-        elif MASKED:
-            page = tl.load(table + j // PAGE, there, other=0).to(tl.int64)
+            k_offset = page * k_block_stride + start % PAGE * k_slot_stride
+            v_offset = page * v_block_stride + start % PAGE * v_slot_stride
+            k_place = k_lane + k_offset * KV_UNIT
+            v_place = v_lane + v_offset * KV_UNIT
         else:
-            page = tl.load(table + j // PAGE).to(tl.int64)
-        slot = (j % PAGE).to(tl.int64)
-        k_place = k + (page * k_block_stride + slot * k_slot_stride)[:, None] + d
-        v_place = v + (page * v_block_stride + slot * v_slot_stride)[:, None] + dv
+            if MASKED:
+                page = tl.load(table + j // PAGE, there, other=0).to(tl.int64)
+            else:
+                page = tl.load(table + j // PAGE).to(tl.int64)
+            if KEYS % PAGE == 0:
+                k_place = k_lane + (page * k_block_stride * KV_UNIT)[:, None]
+                v_place = v_lane + (page * v_block_stride * KV_UNIT)[:, None]
+            else:
+                slot = (j % PAGE).to(tl.int64)
+                k_offset = page * k_block_stride + slot * k_slot_stride
+                v_offset = page * v_block_stride + slot * v_slot_stride
+                k_place = k_lane + (k_offset * KV_UNIT)[:, None]
+                v_place = v_lane + (v_offset * KV_UNIT)[:, None]
         # Memory that is not in use may be NaN: values become 0, as 0 * NaN is NaN, and scores are
         # masked below.
         if MASKED:
@@ -347,11 +364,10 @@ def unified_attention_body(
     for part in tl.static_range(3):
         if WINDOW or not PEEL if part == 0 else PEEL:
             total, top, mass = _attend(
-                query, total, top, mass, k, v, k_block_stride * KV_UNIT, k_slot_stride * KV_UNIT,
-                v_block_stride * KV_UNIT, v_slot_stride * KV_UNIT, block_table, bounds[part],
-                bounds[part + 1], first, last, t, context, queries, window_left, scale, softcap,
-                slope, qq_bias, qq_bias_stride, part != 1, WINDOW, SOFTCAP, D, DV, PAGE, KEYS,
-                STAGES, FP8, Q_FP8, WIDE, INTERPRETED,
+                query, total, top, mass, k, v, k_block_stride, k_slot_stride, v_block_stride,
+                v_slot_stride, block_table, bounds[part], bounds[part + 1], first, last, t, context, queries, window_left, scale, softcap,
+                slope, qq_bias, qq_bias_stride, part != 1, WINDOW, SOFTCAP, D, DV, PAGE, KV_UNIT,
+                KEYS, STAGES, FP8, Q_FP8, WIDE, INTERPRETED,
             )  # fmt: skip
 
     if part_total is not None and segments > 1:
