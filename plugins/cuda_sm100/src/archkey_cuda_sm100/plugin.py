@@ -11,6 +11,7 @@ from archkey import tables
 from archkey.kernels.catalogue import (
     mxfp4_linear_kernels,
     mxfp4_linear_scaled_kernels,
+    page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
@@ -34,3 +35,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_scaled_kernels(_TUNING["mxfp4_linear_scaled"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
+    yield from page_table_kernels()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
-from archkey.kernels.catalogue import mxfp4_linear_kernels, rmsnorm_kernels
+from archkey.kernels.catalogue import mxfp4_linear_kernels, page_table_kernels, rmsnorm_kernels
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey_cuda_sm90.facts import FACTS
@@ -29,3 +29,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     """The shared bodies with this architecture's numbers."""
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
+    yield from page_table_kernels()
