@@ -48,7 +48,8 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     code = _PREPARE.format(target=target)
     limit, rows = json.loads(run_python(code, TRITON_INTERPRET="0"))
     family = {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"}
-    assert {row[0] for row in rows} >= {*family, "mxfp4_linear"}
+    tables = {"ragged_kv_indices_to_page_table", "req_to_token_to_page_table"}
+    assert {row[0] for row in rows} >= {*family, "mxfp4_linear", *tables}
     for operator, label, kernel, magic, found, flags, shared in rows:
         where = f"{operator}, {label}"
         assert ":triton" in kernel, where
