@@ -29,7 +29,8 @@ session = archkey.open({target!r}, strict=True)
 rows = []
 for operator in session.operators.values():
     problems = {{
-        label: problem._replace(pdl=session.pdl) for label, problem in operator.examples.items()
+        label: problem._replace(pdl=session.pdl) if "pdl" in problem._fields else problem
+        for label, problem in operator.examples.items()
         if session._candidates[operator.name][0].kernel.name.startswith("triton")
     }}
     for label, plan in zip(problems, session.prepare(problems.values())):
