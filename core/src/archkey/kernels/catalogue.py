@@ -23,6 +23,7 @@ __all__ = [
     "attention_kernels",
     "mxfp4_linear_kernels",
     "mxfp4_linear_scaled_kernels",
+    "page_table_kernels",
     "rmsnorm_kernels",
 ]
 
@@ -119,4 +120,18 @@ def attention_kernels(tuning: Table) -> tuple[Kernel, ...]:
             summary="shared Triton body: a KV head's keys read once for its group of queries",
             space=spaces.ATTENTION,
         ),
+    )
+
+
+def page_table_kernels() -> tuple[Kernel, ...]:
+    """Both builders of page tables. No tuning table: a call moves a few kilobytes of indices."""
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.page_table:build_{operator}",
+            requires=(TRITON,),
+            summary="shared Triton body: both tables in one launch, lengths read on the device",
+        )
+        for operator in ("ragged_kv_indices_to_page_table", "req_to_token_to_page_table")
     )

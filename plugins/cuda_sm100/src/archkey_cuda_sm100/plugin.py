@@ -13,6 +13,7 @@ from archkey.kernels.catalogue import (
     attention_kernels,
     mxfp4_linear_kernels,
     mxfp4_linear_scaled_kernels,
+    page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
@@ -39,3 +40,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mxfp4_linear_scaled_kernels(_TUNING["mxfp4_linear_scaled"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
     yield from attention_kernels(_TUNING["attention"])
+    yield from page_table_kernels()
