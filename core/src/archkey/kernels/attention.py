@@ -147,7 +147,7 @@ def build_unified_attention(problem: UnifiedAttentionProblem, build: Build) -> R
                     parts = _parts(q, out, sequences * each, heads, split, each, segments)
             tail = 0 if number else min(-(-tokens * group // tile.rows), _TAIL)
             if tile.most:
-                grid = (kv_heads, sequences + tail, split)
+                grid = ((sequences + tail) * kv_heads, 1, split)
             else:
                 room = tokens * group // tile.rows + sequences if sequences else 0
                 grid = (room + tail, kv_heads, split)
@@ -158,7 +158,7 @@ def build_unified_attention(problem: UnifiedAttentionProblem, build: Build) -> R
             )  # fmt: skip
             if split > 1 and merge is not None:
                 merge(
-                    (heads, sequences * each, 1), cu_seqlens_q, v_descale, sinks, output_scale,
+                    (sequences * each * heads, 1, 1), cu_seqlens_q, v_descale, sinks, output_scale,
                     out, lse, *parts.tensors, split, parts.each, each, above, tile.most,
                     *out_strides, *_strides_of(v_descale), *parts.strides,
                 )  # fmt: skip
@@ -296,6 +296,7 @@ def _program(problem: UnifiedAttentionProblem, above: int, tile: AttentionTile) 
             **dict.fromkeys(_NEAR, "i32"),
         },
         constants={
+            "HEADS": problem.kv_heads,
             "GROUP": problem.heads // problem.kv_heads,
             "D": problem.head_dim,
             "DV": problem.head_dim_v,
@@ -344,6 +345,7 @@ def _segments_program(problem: UnifiedAttentionProblem) -> Program:
             **dict.fromkeys((*_OUT, *_DESCALES[4:], *_PARTS), "i64"),
         },
         constants={
+            "HEADS": problem.heads,
             "GROUP": problem.heads // problem.kv_heads,
             "DV": problem.head_dim_v,
             "OUT_UNIT": _units(problem)[2],

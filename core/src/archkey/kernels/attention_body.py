@@ -254,6 +254,7 @@ def unified_attention_body(
     part_top_head_stride,
     part_mass_stride,
     part_mass_head_stride,
+    HEADS: tl.constexpr,  # Hk
     GROUP: tl.constexpr,  # H / Hk
     D: tl.constexpr,
     DV: tl.constexpr,
@@ -282,12 +283,12 @@ def unified_attention_body(
 ):
     """A tile of rows of a sequence and a KV head a program, see `archkey.ops.attention`.
 
-    Grid with MOST: KV heads, sequences + tail, segments, as MOST <= ROWS; without it: tiles + tail,
-    KV heads, segments. Absent tensors are None.
+    Grid with MOST, which is at most ROWS: (B + tail) * HEADS, 1, segments, so that the heads of a
+    page are read together; without it: tiles + tail, HEADS, 1. Absent tensors are None.
     """
     if MOST:
-        kv_head, place = tl.program_id(0), tl.program_id(1)
-        tiles = tl.num_programs(1) - tail
+        kv_head, place = tl.program_id(0) % HEADS, tl.program_id(0) // HEADS
+        tiles = sequences
     else:
         kv_head, place = tl.program_id(1), tl.program_id(0)
         tiles = tl.num_programs(0) - tail
@@ -365,9 +366,10 @@ def unified_attention_body(
         if WINDOW or not PEEL if part == 0 else PEEL:
             total, top, mass = _attend(
                 query, total, top, mass, k, v, k_block_stride, k_slot_stride, v_block_stride,
-                v_slot_stride, block_table, bounds[part], bounds[part + 1], first, last, t, context, queries, window_left, scale, softcap,
-                slope, qq_bias, qq_bias_stride, part != 1, WINDOW, SOFTCAP, D, DV, PAGE, KV_UNIT,
-                KEYS, STAGES, FP8, Q_FP8, WIDE, INTERPRETED,
+                v_slot_stride, block_table, bounds[part], bounds[part + 1], first, last, t,
+                context, queries, window_left, scale, softcap, slope, qq_bias, qq_bias_stride,
+                part != 1, WINDOW, SOFTCAP, D, DV, PAGE, KV_UNIT, KEYS, STAGES, FP8, Q_FP8, WIDE,
+                INTERPRETED,
             )  # fmt: skip
 
     if part_total is not None and segments > 1:

@@ -40,6 +40,7 @@ def unified_attention_segments_body(
     part_top_head_stride,
     part_mass_stride,
     part_mass_head_stride,
+    HEADS: tl.constexpr,  # H
     GROUP: tl.constexpr,
     DV: tl.constexpr,
     OUT_UNIT: tl.constexpr,
@@ -50,8 +51,8 @@ def unified_attention_segments_body(
     BLOCK_DV: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """A query head of a token a program. Grid: H, B * rows."""
-    head, place = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """A query head of a token a program. Grid: B * rows * HEADS."""
+    head, place = (tl.program_id(0) % HEADS).to(tl.int64), tl.program_id(0) // HEADS
     sequence, t = place // rows, place % rows
     begin = tl.load(cu_seqlens_q + sequence)
     queries = tl.load(cu_seqlens_q + sequence + 1) - begin
