@@ -47,8 +47,8 @@ _FP8 = {"float8_e4m3fn": ("e4m3fn", "*fp8e4nv"), "float8_e4m3fnuz": ("e4m3fnuz",
 _FIRST = ("q_stride", "q_head_stride")
 _CACHE = ("k_block_stride", "k_slot_stride", "k_head_stride")
 _CACHE_V = ("v_block_stride", "v_slot_stride", "v_head_stride")
-_NEAR = ("k_block_stride", "k_slot_stride", "v_block_stride", "v_slot_stride")
-"""Strides below 2^31: a product with an int32 is one instruction then."""
+_NEAR = ("k_block_stride", "v_block_stride")
+"""Strides below 2^31 16-byte units: a page times one of them is one instruction then."""
 _OUT = ("out_stride", "out_head_stride", "lse_stride", "lse_head_stride")
 _DESCALES = tuple(f"{x}_descale{head}_stride" for x in "qkv" for head in ("", "_head"))
 _PARTS = (

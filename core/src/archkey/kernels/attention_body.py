@@ -78,6 +78,23 @@ def _write_tail(
 
 
 @triton.jit
+def _page_of(table, j, start, first, last, PAGE: tl.constexpr, KEYS: tl.constexpr):
+    """Page of each key of the step from `start`; of all, if they are in one. 0 past the last."""
+    if PAGE % KEYS == 0:
+        page = tl.load(table + start // PAGE, start < last, other=0)
+    else:
+        page = tl.load(table + j // PAGE, (j >= first) & (j < last), other=0)
+    return page.to(tl.int64)
+
+
+@triton.jit
+def _place(lane, page, slot, block_stride, slot_stride, UNIT: tl.constexpr, ONE: tl.constexpr):
+    """Addresses [KEYS, columns] of a step's rows; ONE: page and slot are the same for all."""
+    offset = (page * block_stride + slot * slot_stride) * UNIT
+    return lane + (offset if ONE else offset[:, None])
+
+
+@triton.jit
 def _loaded(place, column, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """Rows whose columns past WIDTH are 0."""
     return tl.load(place) if WIDTH == BLOCK else tl.load(place, column < WIDTH, other=0.0)
@@ -130,35 +147,23 @@ def _attend(
     d, dv = tl.arange(0, BLOCK_D)[None, :], tl.arange(0, BLOCK_DV)[None, :]
     position = (context + t)[:, None]
     lane = tl.arange(0, KEYS)
-    # The part of an address that no step changes: the slot, where a page has the same ones in all.
-    slots = lane % PAGE if KEYS % PAGE == 0 or PAGE % KEYS == 0 else lane * 0
-    k_lane = k + (slots.to(tl.int64) * k_slot_stride * KV_UNIT)[:, None] + d
-    v_lane = v + (slots.to(tl.int64) * v_slot_stride * KV_UNIT)[:, None] + dv
+    # Of a key's slot in its page, the part that no step changes; the rest is `slot`, below.
+    ONE: tl.constexpr = PAGE % KEYS == 0
+    FIXED: tl.constexpr = ONE or KEYS % PAGE == 0
+    slots = (lane % PAGE if FIXED else tl.zeros_like(lane)).to(tl.int64)[:, None]
+    k_lane = k + slots * k_slot_stride * KV_UNIT + d
+    v_lane = v + slots * v_slot_stride * KV_UNIT + dv
     # One factor of products, applied within the exponent where nothing comes between.
     factor = scale * LOG2E if PLAIN else 1.0
+    # Pages are read a step ahead: keys that waited for them would not be on their way in time.
+    page = _page_of(table, begin + lane, begin, first, last, PAGE, KEYS)
     for start in tl.range(begin, end, KEYS, num_stages=STAGES):
         j = start + lane
         there = (j >= first) & (j < last)
-        if PAGE % KEYS == 0:  # they are all in one page
-            page = tl.load(table + start // PAGE).to(tl.int64)
-            k_offset = page * k_block_stride + start % PAGE * k_slot_stride
-            v_offset = page * v_block_stride + start % PAGE * v_slot_stride
-            k_place = k_lane + k_offset * KV_UNIT
-            v_place = v_lane + v_offset * KV_UNIT
-        else:
-            if MASKED:
-                page = tl.load(table + j // PAGE, there, other=0).to(tl.int64)
-            else:
-                page = tl.load(table + j // PAGE).to(tl.int64)
-            if KEYS % PAGE == 0:
-                k_place = k_lane + (page * k_block_stride * KV_UNIT)[:, None]
-                v_place = v_lane + (page * v_block_stride * KV_UNIT)[:, None]
-            else:
-                slot = (j % PAGE).to(tl.int64)
-                k_offset = page * k_block_stride + slot * k_slot_stride
-                v_offset = page * v_block_stride + slot * v_slot_stride
-                k_place = k_lane + (k_offset * KV_UNIT)[:, None]
-                v_place = v_lane + (v_offset * KV_UNIT)[:, None]
+        slot = start % PAGE if FIXED else j % PAGE
+        k_place = _place(k_lane, page, slot, k_block_stride, k_slot_stride, KV_UNIT, ONE)
+        v_place = _place(v_lane, page, slot, v_block_stride, v_slot_stride, KV_UNIT, ONE)
+        page = _page_of(table, j + KEYS, start + KEYS, first, last, PAGE, KEYS)
         # Memory that is not in use may be NaN: values become 0, as 0 * NaN is NaN, and scores are
         # masked below.
         if MASKED:
