@@ -84,13 +84,13 @@ def _page_of(table, j, start, first, last, PAGE: tl.constexpr, KEYS: tl.constexp
         page = tl.load(table + start // PAGE, start < last, other=0)
     else:
         page = tl.load(table + j // PAGE, (j >= first) & (j < last), other=0)
-    return page.to(tl.int64)
+    return page
 
 
 @triton.jit
 def _place(lane, page, slot, block_stride, slot_stride, UNIT: tl.constexpr, ONE: tl.constexpr):
     """Addresses [KEYS, columns] of a step's rows; ONE: page and slot are the same for all."""
-    offset = (page * block_stride + slot * slot_stride) * UNIT
+    offset = (page.to(tl.int64) * block_stride + slot * slot_stride) * UNIT
     return lane + (offset if ONE else offset[:, None])
 
 
@@ -155,7 +155,8 @@ def _attend(
     v_lane = v + slots * v_slot_stride * KV_UNIT + dv
     # One factor of products, applied within the exponent where nothing comes between.
     factor = scale * LOG2E if PLAIN else 1.0
-    # Pages are read a step ahead: keys that waited for them would not be on their way in time.
+    # Pages are read a step ahead: keys that waited for them would not be on their way in time. They
+    # are taken along as they were read; Triton 3.6 pipelines nothing if this step computes on them.
     page = _page_of(table, begin + lane, begin, first, last, PAGE, KEYS)
     for start in tl.range(begin, end, KEYS, num_stages=STAGES):
         j = start + lane
