@@ -78,12 +78,12 @@ def _write_tail(
 
 
 @triton.jit
-def _page_of(table, j, start, first, last, PAGE: tl.constexpr, KEYS: tl.constexpr):
-    """Page of each key of the step from `start`; of all, if they are in one. 0 past the last."""
+def _page_of(table, j, there, start, last, PAGE: tl.constexpr, KEYS: tl.constexpr):
+    """Page of each key that is there, otherwise 0; of the step from `start` if they are in one."""
     if PAGE % KEYS == 0:
         page = tl.load(table + start // PAGE, start < last, other=0)
     else:
-        page = tl.load(table + j // PAGE, (j >= first) & (j < last), other=0)
+        page = tl.load(table + j // PAGE, there, other=0)
     return page
 
 
@@ -157,14 +157,15 @@ def _attend(
     factor = scale * LOG2E if PLAIN else 1.0
     # Pages are read a step ahead: keys that waited for them would not be on their way in time. They
     # are taken along as they were read; Triton 3.6 pipelines nothing if this step computes on them.
-    page = _page_of(table, begin + lane, begin, first, last, PAGE, KEYS)
+    j = begin + lane
+    page = _page_of(table, j, (j >= first) & (j < last), begin, last, PAGE, KEYS)
     for start in tl.range(begin, end, KEYS, num_stages=STAGES):
         j = start + lane
         there = (j >= first) & (j < last)
-        slot = start % PAGE if FIXED else j % PAGE
+        slot = 0 if KEYS % PAGE == 0 else start % PAGE if ONE else j % PAGE
         k_place = _place(k_lane, page, slot, k_block_stride, k_slot_stride, KV_UNIT, ONE)
         v_place = _place(v_lane, page, slot, v_block_stride, v_slot_stride, KV_UNIT, ONE)
-        page = _page_of(table, j + KEYS, start + KEYS, first, last, PAGE, KEYS)
+        page = _page_of(table, j + KEYS, j + KEYS < last, start + KEYS, last, PAGE, KEYS)
         # Memory that is not in use may be NaN: values become 0, as 0 * NaN is NaN, and scores are
         # masked below.
         if MASKED:
