@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's output is that of the whole sequence computed at once; pools fill, wait and empty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from tests.engine_example._dense import FULL, MIXED, SIZES, dense_greedy, prompts, run
+from tests.engine_example.engine import Engine, EngineConfig
+from tests.engine_example.model import Model, ModelConfig, random_model
+
+import archkey
+from archkey.errors import FrozenError
+
+MODELS = {"full": random_model(FULL, 1), "mixed": random_model(MIXED, 2)}
+LENGTHS = (5, 17, 30, 3, 40)
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def wanted() -> dict[str, list[list[int]]]:
+    """Outputs of the dense recomputation."""
+    return {
+        name: [dense_greedy(model, prompt, NEW) for prompt in prompts(*LENGTHS)]
+        for name, model in MODELS.items()
+    }
+
+
+def poison(engine: Engine) -> None:
+    """NaN in every page that no request holds, the padding's page 0 among them."""
+    for decoder in engine.decoders:
+        for layer, cache in zip(decoder.model.layers, decoder.caches, strict=True):
+            pages = engine.pool.full if layer.kind == "full" else engine.pool.swa
+            for kept in cache:
+                kept[[0, *pages.free]] = float("nan")
+
+
+def idle(engine: Engine) -> bool:
+    """Everything was given back."""
+    pool, config = engine.pool, engine.config
+    free = [set(pool.full.free), set(pool.swa.free), set(pool.rows)]
+    counts = (config.pages, config.window_pages, config.max_requests + 1)
+    return free == [set(range(1, count)) for count in counts] and not (
+        pool.full.promised or pool.swa.promised
+    )
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16], ids="page{}".format)
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_of_the_dense_recomputation(
+    name: str, page_size: int, wanted: dict[str, list[list[int]]]
+) -> None:
+    pages = 4 + 256 // page_size
+    config = replace(SIZES, page_size=page_size, pages=pages, window_pages=pages)
+    engine = Engine(MODELS[name], archkey.open("cpu"), config)
+    assert engine.generate(prompts(*LENGTHS), NEW) == wanted[name]
+    assert idle(engine)
+
+
+def test_the_model_has_something_to_say(wanted: dict[str, list[list[int]]]) -> None:
+    """Window, softcap and sinks change tokens, so an engine that drops one is found out."""
+    for change in ({"window": 96}, {"softcap": 0.0}, {"sinks": False}):
+        without = replace(MODELS["mixed"], config=replace(MIXED, **change))
+        if "sinks" in change:
+            layers = tuple(replace(layer, sinks=None) for layer in without.layers)
+            without = replace(without, layers=layers)
+        assert dense_greedy(without, prompts(*LENGTHS)[4], NEW) != wanted["mixed"][4], change
+    assert all(len(set(tokens)) > 4 for outputs in wanted.values() for tokens in outputs)
+
+
+def test_pages_behind_the_window_are_never_read_again(wanted: dict[str, list[list[int]]]) -> None:
+    config = replace(SIZES, window_pages=64)
+    engine = Engine(MODELS["mixed"], archkey.open("cpu"), config)
+    requests = [engine.add(prompt, NEW) for prompt in prompts(*LENGTHS)]
+    most, evicted = 0, 0
+    while not all(request.finished for request in requests):
+        poison(engine)
+        engine.step()
+        holdings = [request.held for request in engine.scheduler.running]
+        most = max([most, *(len(holding.window_pages) for holding in holdings)])
+        evicted = max([evicted, *(holding.evicted for holding in holdings)])
+    assert [request.output for request in requests] == wanted["mixed"]
+    assert evicted >= (40 + NEW - MIXED.window) // 4 - 1
+    # After a step what is kept is the window, on at most one page more than it fills: 9 keys before
+    # the next query.
+    assert most == 4
+    assert idle(engine)
+
+
+def test_a_window_pool_far_smaller_than_the_context() -> None:
+    """One request, 90 tokens long, in a window pool of 28."""
+    config = replace(SIZES, window_pages=1 + 7, chunk_tokens=16, max_requests=1)
+    engine = Engine(MODELS["mixed"], archkey.open("cpu"), config)
+    (prompt,) = prompts(50)
+    assert engine.generate([prompt], 40) == [dense_greedy(MODELS["mixed"], prompt, 40)]
+    assert idle(engine)
+
+
+@pytest.mark.parametrize("short_of", ["pages", "window_pages", "max_requests"])
+def test_requests_wait_for_what_is_short(
+    short_of: str, wanted: dict[str, list[list[int]]]
+) -> None:
+    sizes = {"pages": 1 + 17, "window_pages": 1 + 8, "max_requests": 1}
+    config = replace(SIZES, **{short_of: sizes[short_of]})
+    engine = Engine(MODELS["mixed"], archkey.open("cpu"), config)
+    requests = [engine.add(prompt, NEW) for prompt in prompts(*LENGTHS)]
+    engine.step()
+    assert len(engine.scheduler.running) < len(requests) - 1
+    run(engine, requests)
+    assert [request.output for request in requests] == wanted["mixed"]
+    assert idle(engine)
+
+
+def test_requests_that_could_never_run_are_refused() -> None:
+    engine = Engine(MODELS["mixed"], archkey.open("cpu"), replace(SIZES, pages=1 + 10))
+    with pytest.raises(ValueError, match="exceed the context or the pool"):
+        engine.add([1] * 30, 12)
+    with pytest.raises(ValueError, match="exceed the context or the pool"):
+        Engine(MODELS["mixed"], archkey.open("cpu"), SIZES).add([1] * 90, 8)
+    with pytest.raises(ValueError, match="needs a prompt"):
+        engine.add([], 1)
+    with pytest.raises(ValueError, match="prompts would starve"):
+        Engine(MODELS["mixed"], archkey.open("cpu"), replace(SIZES, token_budget=4))
+
+
+def test_values_that_the_engine_passes_are_valid(
+    environ: Callable[..., None], wanted: dict[str, list[list[int]]]
+) -> None:
+    """archkey's own check of lengths, pages and bounds, in every call of a run with padding."""
+    environ(ARCHKEY_VALIDATE="1")
+    session = archkey.open("cpu")
+    assert session.validate
+    engine = Engine(MODELS["mixed"], session, SIZES)
+    assert engine.generate(prompts(*LENGTHS), NEW) == wanted["mixed"]
+
+
+@pytest.mark.parametrize("batch_invariant", [False, True], ids=["any bits", "same bits"])
+@pytest.mark.parametrize("config", [FULL, MIXED], ids=["full", "mixed"])
+def test_what_was_prepared_is_all_that_runs(config: ModelConfig, batch_invariant: bool) -> None:
+    """Lengths that the session has not seen bind nothing; each prepared Problem is used."""
+    session = archkey.open("cpu")
+    # Chunks of more than 16 tokens, of fewer, and of one: all that a Problem tells apart.
+    sizes = replace(SIZES, batch_invariant=batch_invariant, draft_tokens=3, chunk_tokens=20)
+    model = random_model(config, 1)
+    engine = Engine(model, session, sizes, draft=model)
+    prepared = session.fingerprint()
+    assert engine.degraded == []
+    used = set()
+    launcher = session.launcher
+    session.launcher = lambda problem: used.add(problem) or launcher(problem)  # type: ignore
+    engine.generate(prompts(*LENGTHS, 33), NEW)
+    assert session.fingerprint() == prepared
+    assert {repr(problem) for problem in used} == {e for e in session.identity() if "Problem" in e}
+
+
+def test_another_shape_is_an_error_after_freeze() -> None:
+    session = archkey.open("cpu")
+    Engine(MODELS["full"], session, SIZES)
+    wider: Model = random_model(replace(FULL, hidden=96), 1)
+    x = wider.embedding[:3]
+    with pytest.raises(FrozenError, match="width=96.*was not prepared"):
+        session.rmsnorm(x, wider.norm)
+    assert session.rmsnorm(x[:, :64], MODELS["full"].norm).shape == (3, 64)
+
+
+def test_sizes_are_not_shared_by_accident() -> None:
+    assert EngineConfig(pages=2).window_pages == 0
