@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an engine's output is held against: the whole sequence at once, in torch, without a cache."""
+"""What an engine's output is held against: whole sequences in torch, without a cache."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from tests.engine_example.engine import Engine, EngineConfig
 from tests.engine_example.model import Model, ModelConfig
 from tests.engine_example.scheduler import Request
+from torch import Tensor
 
 MIXED = ModelConfig(
     vocab=97, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=128,

@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-import archkey
 from tests.engine_example import problems
 from tests.engine_example.graphs import Replay, padded_sizes
 from tests.engine_example.model import Batch, Decoder, Model
 from tests.engine_example.pool import Pool, by_kind
 from tests.engine_example.scheduler import Request, Scheduler, Step
 from tests.engine_example.speculative import Round, accepted
+from torch import Tensor
+
+import archkey
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,7 @@ class Engine:
             session, self.pool, self.target, self.draft, config.draft_tokens, config.max_requests
         )
         self.replay = Replay(self.round.body, padded_sizes(config.max_requests))
-        plans = session.prepare(
-            [
-                *(p for d in self.decoders for p in problems.of_decoder(session, d, config.page_size)),
-                *problems.of_page_tables(session, self.pool),
-            ]
-        )
+        plans = session.prepare(problems.of_steps(session, self.decoders, self.pool))
         session.freeze("error")
         # A degraded choice is the torch reference, which reads lengths on the host: it serves, but
         # cannot be captured.
@@ -165,7 +160,7 @@ class Engine:
         ends = batch.cu_seqlens_q[1:].tolist()[live:]
         completed = [(r, end - 1) for (r, _), end in zip(chunks, ends, strict=True) if r.generating]
         rows = [*range(live * n), *(row for _, row in completed)]
-        logits = self.target.logits(hidden[torch.tensor(rows, dtype=torch.int64, device=self.device)])
+        logits = self.target.logits(hidden[torch.tensor(rows, device=self.device).long()])
         choices = logits.argmax(dim=-1)
 
         of_live = choices[: live * n].view(live, n)

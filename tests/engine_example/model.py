@@ -8,6 +8,7 @@ with weights are torch's. The weights are random: the example is about how an en
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer; a projection is `[out, in]`, q, k and v are one, gate and up are one."""
+    """Weights of one layer; a projection is `[out, in]`; q, k, v are one, and gate and up."""
 
     kind: str
     attention_norm: Tensor
@@ -78,8 +79,8 @@ def random_model(
     generator = torch.Generator().manual_seed(seed)
 
     def weights(*shape: int) -> Tensor:
-        values = torch.randn(shape, generator=generator) * shape[-1] ** -0.5
-        return values.to(device, dtype)
+        values = torch.randn(shape, generator=generator)
+        return (values / math.sqrt(shape[-1])).to(device, dtype)
 
     def scales(width: int) -> Tensor:
         return (1 + 0.1 * torch.randn(width, generator=generator)).to(device, dtype)
@@ -149,10 +150,8 @@ class Decoder:
         c, like = model.config, model.embedding
         self.model, self.config, self.session = model, c, session
         self.batch_invariant, self.linear_rows = batch_invariant, linear_rows
-        self.caches: list[Cache] = [
-            tuple(like.new_zeros(pages[kind], page_size, c.kv_heads, c.head_dim) for _ in "kv")
-            for kind in c.layers
-        ]
+        shapes = [(pages[kind], page_size, c.kv_heads, c.head_dim) for kind in c.layers]
+        self.caches: list[Cache] = [(like.new_zeros(s), like.new_zeros(s)) for s in shapes]
         # Attention writes where it is told; one buffer serves all layers, eager or captured.
         self.attended = like.new_zeros(max_tokens, c.heads, c.head_dim)
         angle = torch.arange(context, device=like.device)[:, None] * c.rope_theta ** -(
@@ -165,23 +164,23 @@ class Decoder:
 
         Nothing here waits for the device or depends on values, so a graph can hold it.
         """
-        model, eps = self.model, self.config.eps
+        model, eps, rows = self.model, self.config.eps, self.linear_rows
         rotation = self.cosine[positions], self.sine[positions]
         residual = model.embedding[tokens]
-        x = self.session.rmsnorm(residual, model.layers[0].attention_norm, eps)
+        x: Tensor = self.session.rmsnorm(residual, model.layers[0].attention_norm, eps)
         after = [layer.attention_norm for layer in model.layers[1:]] + [model.norm]
         for layer, cache, next_norm in zip(model.layers, self.caches, after, strict=True):
             x = self._attention(layer, cache, x, rotation, batch)
             # In place: residual becomes the sum, x its norm.
             self.session.fused_add_rmsnorm(x, residual, layer.mlp_norm, eps)
-            gate, up = self._linear(x, layer.gate_up).chunk(2, dim=-1)
-            x = self._linear(F.silu(gate) * up, layer.down)
+            gate, up = linear(x, layer.gate_up, rows).chunk(2, dim=-1)
+            x = linear(F.silu(gate) * up, layer.down, rows)
             self.session.fused_add_rmsnorm(x, residual, next_norm, eps)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[T, vocab]` of the rows of `hidden`."""
-        return self._linear(hidden, self.model.head)
+        return linear(hidden, self.model.head, self.linear_rows)
 
     def _attention(
         self, layer: Layer, cache: Cache, x: Tensor, rotation: tuple[Tensor, Tensor], batch: Batch
@@ -190,7 +189,7 @@ class Decoder:
         widths = [heads * c.head_dim for heads in (c.heads, c.kv_heads, c.kv_heads)]
         q, k, v = (
             part.unflatten(-1, (-1, c.head_dim))
-            for part in self._linear(x, layer.qkv).split(widths, dim=-1)
+            for part in linear(x, layer.qkv, self.linear_rows).split(widths, dim=-1)
         )
         for kept, new in zip(cache, (rotate(k, *rotation), v), strict=True):
             kept.flatten(0, 1).index_copy_(0, batch.slots[layer.kind], new)
@@ -212,10 +211,7 @@ class Decoder:
             sinks=layer.sinks,
             batch_invariant=self.batch_invariant,
         )
-        return self._linear(out.flatten(1), layer.output)
-
-    def _linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        return linear(x, weight, self.linear_rows)
+        return linear(out.flatten(1), layer.output, self.linear_rows)
 
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -79,9 +79,7 @@ class Pool:
         width = self.columns * page_size
         self.req_to_token = torch.zeros(requests + 1, width, dtype=torch.int32, device=device)
         slots = pages * page_size
-        self.full_to_swa = (
-            torch.zeros(slots, dtype=torch.int64, device=device) if window else None
-        )
+        self.full_to_swa = torch.zeros(slots, dtype=torch.int64, device=device) if window else None
         self._offsets = torch.arange(page_size, device=device)
 
     def need(self, tokens: int) -> tuple[int, int]:

@@ -9,17 +9,24 @@ its Problem.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-
-import archkey
 from tests.engine_example.model import Decoder
 from tests.engine_example.pool import Pool
 
+import archkey
+
 QUERIES = ("decode", "verify", "prefill")
 """One query a sequence, a few, many: a chunk of a prompt can be any of them."""
+
+
+def of_steps(session: archkey.Session, decoders: Iterable[Decoder], pool: Pool) -> Iterator[Any]:
+    """All of an engine."""
+    for decoder in decoders:
+        yield from of_decoder(session, decoder, pool.page_size)
+    yield from of_page_tables(session, pool)
 
 
 def of_decoder(session: archkey.Session, decoder: Decoder, page_size: int) -> Iterator[Any]:

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from tests.engine_example.pool import Holding, Pool
+from torch import Tensor
 
 
 @dataclass(eq=False)
@@ -95,7 +94,7 @@ class Scheduler:
         """The next step; its requests have their slots."""
         generating = [r for r in self.running if r.generating]
         budget = self.token_budget - self.per_round * len(generating)
-        chunks = []
+        chunks: list[tuple[Request, int]] = []
         for request in [r for r in self.running if not r.generating]:
             budget -= self._chunk(request, budget, chunks)
         while budget and self.waiting:

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-
-import archkey
 from tests.engine_example.model import Batch, Decoder
 from tests.engine_example.pool import Pool, by_kind
 from tests.engine_example.scheduler import Request
+from torch import Tensor
+
+import archkey
 
 
 class Round:
@@ -64,7 +64,7 @@ class Round:
             buffer[: len(values)] = torch.tensor(values, dtype=buffer.dtype, device=device)
 
     def body(self, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(the target's choices `[size, n]`, proposals accepted `[size]`, logits `[size * n, V]`)."""
+        """The target's choices `[size, n]`, how many proposals are right `[size]`, logits."""
         tables = self._page_tables(size)
         tokens = self._chain(size, tables)
         positions, batch = self._batch(size, 0, self.draft_tokens, tables)
@@ -99,7 +99,7 @@ class Round:
         index, lens = self.counting[:size], self.lens[:size]
         # Sequences that pad the batch have no query and no key: the sum of queries stays.
         starts = torch.minimum(self.counting[: size + 1], self.count) * tokens
-        used = torch.where(index < self.count, lens + (first + tokens), 0)
+        used = (lens + (first + tokens)) * (index < self.count)
         positions = lens[:, None] + (self.counting[:tokens] + first)
         slots = self.pool.slots(self.rows[:size, None], positions)
         return positions.flatten(), Batch(slots, tables, starts, used, tokens)

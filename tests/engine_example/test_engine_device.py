@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On a card: rounds captured once, replayed over lengths they were not captured with: `make gpu`."""
+"""On a card: rounds captured once and replayed over other lengths: `make gpu`."""
 
 from __future__ import annotations
 

@@ -35,9 +35,7 @@ def never_right() -> Model:
 
 def first_layer() -> Model:
     """The target's own first layer, as a draft of another depth."""
-    return replace(
-        TARGET, config=replace(MIXED, layers=MIXED.layers[:1]), layers=TARGET.layers[:1]
-    )
+    return replace(TARGET, config=replace(MIXED, layers=MIXED.layers[:1]), layers=TARGET.layers[:1])
 
 
 DRAFTS = {
@@ -71,7 +69,9 @@ def test_tokens_and_counts(name: str) -> None:
     outputs = [dense_greedy(TARGET, prompt, NEW + N) for prompt in prompt_list]
     assert [request.output for request in requests] == [output[:NEW] for output in outputs]
     counts = [request.accepted for request in requests]
-    assert counts == [expected_counts(draft, *one) for one in zip(prompt_list, outputs, strict=True)]
+    assert counts == [
+        expected_counts(draft, *one) for one in zip(prompt_list, outputs, strict=True)
+    ]
     flat = [count for one in counts for count in one]
     if name == "always":
         assert set(flat) == {N - 1}
@@ -96,7 +96,8 @@ def test_any_number_of_draft_tokens(n: int) -> None:
 def test_fewer_rounds() -> None:
     """What speculation is for: rounds of a request, with and without."""
     engine = Engine(TARGET, archkey.open("cpu"), replace(SIZES, draft_tokens=N), draft=TARGET)
-    request = engine.add(*prompts(9), 1 + 5 * N)
+    (prompt,) = prompts(9)
+    request = engine.add(prompt, 1 + 5 * N)
     run(engine, [request])
     assert len(request.accepted) == 5
 
