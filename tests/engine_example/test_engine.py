@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.engine_example._dense import FULL, MIXED, SIZES, dense_greedy, prompts, run
+from tests.engine_example._dense import FULL, MIXED, SIZES, dense_greedy, prompts
 from tests.engine_example.engine import Engine
 from tests.engine_example.model import Model, ModelConfig, random_model
 
@@ -86,43 +86,6 @@ def test_pages_behind_the_window_are_never_read_again(wanted: dict[str, list[lis
     # After a step the nine keys before the next query are kept; nine in a row touch three pages.
     assert most == 3
     assert idle(engine)
-
-
-def test_a_window_pool_far_smaller_than_the_context() -> None:
-    """One request, 90 tokens long, in a window pool of 28."""
-    config = replace(SIZES, window_pages=1 + 7, chunk_tokens=16, max_requests=1)
-    engine = Engine(MODELS["mixed"], archkey.open("cpu"), config)
-    (prompt,) = prompts(50)
-    assert engine.generate([prompt], 40) == [dense_greedy(MODELS["mixed"], prompt, 40)]
-    assert idle(engine)
-
-
-@pytest.mark.parametrize("short_of", ["pages", "window_pages", "max_requests"])
-def test_requests_wait_for_what_is_short(short_of: str, wanted: dict[str, list[list[int]]]) -> None:
-    config = {
-        "pages": replace(SIZES, pages=1 + 17),
-        "window_pages": replace(SIZES, window_pages=1 + 8),
-        "max_requests": replace(SIZES, max_requests=1),
-    }[short_of]
-    engine = Engine(MODELS["mixed"], archkey.open("cpu"), config)
-    requests = [engine.add(prompt, NEW) for prompt in prompts(*LENGTHS)]
-    engine.step()
-    assert len(engine.scheduler.running) < len(requests) - 1
-    run(engine, requests)
-    assert [request.output for request in requests] == wanted["mixed"]
-    assert idle(engine)
-
-
-def test_requests_that_could_never_run_are_refused() -> None:
-    engine = Engine(MODELS["mixed"], archkey.open("cpu"), replace(SIZES, pages=1 + 10))
-    with pytest.raises(ValueError, match="exceed the context or the pool"):
-        engine.add([1] * 30, 12)
-    with pytest.raises(ValueError, match="exceed the context or the pool"):
-        Engine(MODELS["mixed"], archkey.open("cpu"), SIZES).add([1] * 90, 8)
-    with pytest.raises(ValueError, match="needs a prompt"):
-        engine.add([], 1)
-    with pytest.raises(ValueError, match="prompts would starve"):
-        Engine(MODELS["mixed"], archkey.open("cpu"), replace(SIZES, token_budget=4))
 
 
 def test_values_that_the_engine_passes_are_valid(

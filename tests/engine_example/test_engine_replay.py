@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from tests.engine_example._dense import MIXED, SIZES, dense_greedy, prompts
 from tests.engine_example._tape import Tape, capture
 from tests.engine_example.engine import Engine
-from tests.engine_example.graphs import padded_sizes
+from tests.engine_example.graphs import Replay, padded_sizes
 from tests.engine_example.model import random_model
 from tests.engine_example.test_engine import idle, poison
+from torch import Tensor
 
 import archkey
 
@@ -50,6 +52,34 @@ def test_a_length_of_the_recording_is_found_out() -> None:
     assert (int(inside), int(outside)) == (10, 8)
     with pytest.raises(RuntimeError, match="waits for the device"), Tape():
         int(length)
+
+
+def test_padding_has_no_query_and_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three sequences in a round of four, in both models; what a graph of four is launched with."""
+    sizes = replace(SIZES, draft_tokens=3)
+    session = archkey.open("cpu")
+    engine = Engine(TARGET, session, sizes, draft=TARGET)
+    requests = [engine.add(prompt, NEW) for prompt in prompts(5, 6, 7)]
+    engine.step()
+    lens = [request.cached for request in requests]
+    seen = []
+    attention = session.unified_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, out: Tensor, *rest: Any, **more: Any) -> Tensor:
+        seen.append((len(q), rest[0].tolist(), rest[2].tolist()))
+        return attention(q, k, v, out, *rest, **more)
+
+    monkeypatch.setattr(session, "unified_attention", spy)
+    engine.step()
+    layers = len(MIXED.layers)
+    drafted = [(4, [0, 1, 2, 3, 3], [n + i for n in lens] + [0]) for i in (1, 2, 3)]
+    verified = (12, [0, 3, 6, 9, 9], [n + 3 for n in lens] + [0])
+    assert seen == [call for call in (*drafted, verified) for _ in range(layers)]
+
+
+def test_the_smallest_size_that_holds_a_batch_runs() -> None:
+    replay = Replay(lambda size: (torch.tensor(size),), [8, 1, 4])
+    assert [int(replay.run(rows)[0]) for rows in (1, 2, 4, 5, 8)] == [1, 4, 4, 8, 8]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 12, 33])

@@ -65,6 +65,8 @@ def test_tokens_and_counts(name: str) -> None:
     while not all(request.finished for request in requests):
         poison(engine)  # rejected tokens' pages, too
         engine.step()
+        for request in engine.scheduler.running:
+            assert len(request.held.pages) == -(-request.cached // SIZES.page_size)
     # Longer than was asked for: the last round looks past the end.
     outputs = [dense_greedy(TARGET, prompt, NEW + N) for prompt in prompt_list]
     assert [request.output for request in requests] == [output[:NEW] for output in outputs]
