@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from tests.engine_example import problems
@@ -129,8 +130,6 @@ class Engine:
     def step(self) -> list[Request]:
         """Run one step; returns the requests that it finished."""
         step = self.scheduler.step()
-        if step.generating:
-            self.round.load(step.generating)
         if step.chunks:
             self._mixed(step)
         elif step.generating:
@@ -140,13 +139,17 @@ class Engine:
     def _generate(self, step: Step) -> None:
         """All requests are past their prompts: one round, replayed where the device can."""
         live = len(step.generating)
+        self.round.load(step.generating)
         choices, right, logits = self.replay.run(live)
         self._take(step.generating, choices[:live], right[:live], logits)
 
     def _mixed(self, step: Step) -> None:
         """Verification of those that generate and chunks of prompts in one pass of the target."""
         live, n = len(step.generating), self.config.draft_tokens
-        proposed = self.round.propose(self.replay.padded(max(live, 1)))[:live]
+        proposed = self.round.tokens[:0]
+        if live:
+            self.round.load(step.generating)
+            proposed = self.round.propose(self.replay.padded(live))[:live]
         verified = list(zip(step.generating, proposed.tolist(), strict=True))
         chunks = [(r, r.prompt[r.cached : r.cached + tokens]) for r, tokens in step.chunks]
 
@@ -157,8 +160,10 @@ class Engine:
         for request, fed in chunks:
             request.cached += len(fed)
         # Logits of all that is verified, and of prompts that end here: at their last token.
-        ends = batch.cu_seqlens_q[1:].tolist()[live:]
-        completed = [(r, end - 1) for (r, _), end in zip(chunks, ends, strict=True) if r.generating]
+        ends = accumulate((len(fed) for _, fed in chunks), initial=live * n - 1)
+        completed = [
+            (r, end) for (r, _), end in zip(chunks, list(ends)[1:], strict=True) if r.generating
+        ]
         rows = [*range(live * n), *(row for _, row in completed)]
         logits = self.target.logits(hidden[torch.tensor(rows, device=self.device).long()])
         choices = logits.argmax(dim=-1)

@@ -86,6 +86,24 @@ def test_tokens_and_counts(name: str) -> None:
     assert idle(engine)
 
 
+def test_a_step_writes_only_what_its_requests_hold() -> None:
+    """Prompts alone, then mixed, then rounds; each after a request that left its pages behind."""
+    sizes = replace(SIZES, draft_tokens=N, chunk_tokens=6)
+    engine = Engine(TARGET, archkey.open("cpu"), sizes, draft=TARGET)
+    run(engine, [engine.add(prompt, NEW) for prompt in prompts(29, 30)])  # end in one step
+    requests = [engine.add(prompt, NEW) for prompt in prompts(3, 15)]
+    while not all(request.finished for request in requests):
+        poison(engine)
+        free = [set(pages.free) for pages in (engine.pool.full, engine.pool.swa)]
+        if engine.step():
+            continue  # pages may have been taken, written and given back
+        for decoder in engine.decoders:
+            for kind, (keys, values) in zip(MIXED.layers, decoder.caches, strict=True):
+                pages = engine.pool.full if kind == "full" else engine.pool.swa
+                still = list(free[kind == "window"].intersection(pages.free))
+                assert bool(keys[still].isnan().all() and values[still].isnan().all())
+
+
 @pytest.mark.parametrize("n", [2, 3, 5, 8])
 def test_any_number_of_draft_tokens(n: int) -> None:
     prompt_list = prompts(6, 21)
