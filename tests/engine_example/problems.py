@@ -34,7 +34,7 @@ def of_decoder(session: archkey.Session, decoder: Decoder, page_size: int) -> It
     c, model = decoder.config, decoder.model
     dtype = name(model.embedding)
     norm = {"weight_dtype": dtype, "out_dtype": dtype, "width": c.hidden}
-    norm |= {"dtype": dtype, "pdl": session.capabilities.pdl}
+    norm |= {"dtype": dtype, "pdl": session.pdl}
     yield make(session, "rmsnorm", norm)
     yield make(session, "fused_add_rmsnorm", norm | {"residual_dtype": dtype})
     for layer in {layer.kind: layer for layer in model.layers}.values():

@@ -13,7 +13,7 @@ import archkey
 
 HERE = Path(__file__).parent
 SOURCES = sorted(p for p in HERE.glob("*.py") if not p.name.startswith(("_", "test_")))
-SESSION = {"capabilities", "operators", "prepare", "freeze", *archkey.open("cpu").operators}
+SESSION = {"capabilities", "operators", "pdl", "prepare", "freeze", *archkey.open("cpu").operators}
 
 
 def name(path: Path) -> str:
