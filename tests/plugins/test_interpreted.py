@@ -13,6 +13,7 @@ import torch
 
 import archkey
 from archkey.conformance.case import Case, Maker
+from archkey.conformance.cases.attention import table_edges
 from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
@@ -75,6 +76,14 @@ def test_mxfp4_linear_agrees_with_reference(target: str, call: Linear) -> None:
     result = judge(session, Case("mxfp4_linear", "", describe(call), call))
     scaled = call.dtype == "mxfp4" and session.capabilities.mxfp4 == "native"
     assert result.kernel == f"{target}:triton{'_scaled' if scaled else ''}"
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("case", table_edges.CASES, ids=lambda case: f"{case.operator} {case.name}")
+def test_page_tables_agree_with_reference(case: Case) -> None:
+    """On one target, since none has numbers of its own."""
+    result = judge(archkey.open("cuda_sm90"), case)
+    assert result.kernel == "cuda_sm90:triton"
     assert result.passed, result
 
 

@@ -9,12 +9,14 @@ import archkey
 from archkey.ops import OPERATORS
 
 TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
+SHARED = (
+    *("rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"),
+    *("ragged_kv_indices_to_page_table", "req_to_token_to_page_table"),
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(
-    "operator", ["rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"]
-)
+@pytest.mark.parametrize("operator", SHARED)
 def test_examples_get_the_shared_body(target: str, operator: str) -> None:
     session = archkey.open(target)
     for label, problem in OPERATORS[operator].examples.items():

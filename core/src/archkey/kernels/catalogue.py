@@ -18,7 +18,14 @@ from archkey.kernels import spaces
 from archkey.requirements import Requirement
 from archkey.tuning import Table
 
-__all__ = ["TRITON", "mxfp4_linear_kernels", "mxfp4_linear_scaled_kernels", "rmsnorm_kernels"]
+__all__ = [
+    "TRITON",
+    "attention_kernels",
+    "mxfp4_linear_kernels",
+    "mxfp4_linear_scaled_kernels",
+    "page_table_kernels",
+    "rmsnorm_kernels",
+]
 
 TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodies ran with")
 
@@ -95,4 +102,36 @@ def mxfp4_linear_scaled_kernels(tuning: Table) -> tuple[Kernel, ...]:
             summary="shared Triton body: products of e2m1 with block scales; interpreted, decoded",
             space=spaces.MXFP4_LINEAR_SCALED,
         ),
+    )
+
+
+def attention_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """unified_attention.
+
+    tuning  rows of `AttentionTuning`, with conditions on `queries`, the head dims and dtypes
+    """
+    return (
+        Kernel(
+            operator="unified_attention",
+            name="triton",
+            build="archkey.kernels.attention:build_unified_attention",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: a KV head's keys read once for its group of queries",
+            space=spaces.ATTENTION,
+        ),
+    )
+
+
+def page_table_kernels() -> tuple[Kernel, ...]:
+    """Both builders of page tables. No tuning table: a call moves a few kilobytes of indices."""
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.page_table:build_{operator}",
+            requires=(TRITON,),
+            summary="shared Triton body: both tables in one launch, lengths read on the device",
+        )
+        for operator in ("ragged_kv_indices_to_page_table", "req_to_token_to_page_table")
     )
