@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine on the kernels of GPUs, in Triton's interpreter: sessions that are pretended.
 
-Tokens only. Equal bits are for a card to show: numpy, which multiplies tiles here, gives a row other
-bits in another place of the tile.
+Tokens only. Equal bits are for a card to show: numpy, which multiplies the tiles here, gives a row
+other bits in another place of its tile.
 """
 
 from __future__ import annotations
@@ -32,5 +32,6 @@ NEW = 5
 def test_tokens_on_the_kernels_of_a_gpu(device: str) -> None:
     sizes = replace(SIZES, graphs=False, draft_tokens=3)
     engine = Engine(TARGET, archkey.open(device), sizes, draft=TARGET)
+    assert engine.degraded == []
     wanted = [dense_greedy(TARGET, prompt, NEW) for prompt in prompts(*LENGTHS)]
     assert engine.generate(prompts(*LENGTHS), NEW) == wanted
