@@ -19,9 +19,11 @@ DOCUMENTS = (
     "core/README.md",
     "core/docs/bench.md",
     "core/docs/design.md",
+    "core/docs/engine.md",
     "core/docs/formats.md",
     "core/docs/levels.md",
     "core/docs/vendor.md",
+    "tests/engine_example/README.md",
 )
 
 

@@ -60,6 +60,7 @@ class Session:
     report        installed plugins and what became of each
     operators     every operator by name; each is a method of the session too
     degraded      operator -> problems that fell to a kernel made for another target
+    pdl           whether its calls ask for early starts by default; a field of the norms' Problems
     """
 
     def __init__(
