@@ -109,7 +109,7 @@ def test_problem_holds_what_is_known_before_the_numbers() -> None:
         "window_size": ((7, 0), {"window": True}),
         "softcap": (1.0, {"softcap": True}),
         "sinks": (torch.zeros(4), {"sinks": "float32"}),
-        "alibi_slopes": (torch.zeros(4), {"alibi": True}),
+        "alibi_slopes": (torch.zeros(4), {"alibi": "float32"}),
         "qq_bias": (torch.zeros(3, 3), {"qq_bias": "float32"}),
         "k_descale": (torch.ones(2, 2), {"k_descale": "per_head"}),
         "v_descale": (torch.ones(()), {"v_descale": "tensor"}),

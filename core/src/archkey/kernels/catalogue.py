@@ -18,7 +18,13 @@ from archkey.kernels import spaces
 from archkey.requirements import Requirement
 from archkey.tuning import Table
 
-__all__ = ["TRITON", "mxfp4_linear_kernels", "mxfp4_linear_scaled_kernels", "rmsnorm_kernels"]
+__all__ = [
+    "TRITON",
+    "attention_kernels",
+    "mxfp4_linear_kernels",
+    "mxfp4_linear_scaled_kernels",
+    "rmsnorm_kernels",
+]
 
 TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodies ran with")
 
@@ -94,5 +100,23 @@ def mxfp4_linear_scaled_kernels(tuning: Table) -> tuple[Kernel, ...]:
             tuning=tuning,
             summary="shared Triton body: products of e2m1 with block scales; interpreted, decoded",
             space=spaces.MXFP4_LINEAR_SCALED,
+        ),
+    )
+
+
+def attention_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """unified_attention.
+
+    tuning  rows of `AttentionTuning`, with conditions on `queries`, the head dims and dtypes
+    """
+    return (
+        Kernel(
+            operator="unified_attention",
+            name="triton",
+            build="archkey.kernels.attention:build_unified_attention",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: a KV head's keys read once for its group of queries",
+            space=spaces.ATTENTION,
         ),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
+from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
@@ -17,7 +18,7 @@ from archkey.tuning import Space
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
 
-__all__ = ["MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
+__all__ = ["ATTENTION", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
 
 _THREADS = 1024
 """Most threads of a block on either vendor's hardware."""
@@ -56,7 +57,7 @@ def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) 
     return _mxfp4_linear(values, capabilities, 4)
 
 
-def _tiles(*tiles: tuple[LinearTile, ...]) -> dict[str, tuple[Any, ...]]:
+def _tiles(*tiles: tuple[LinearTile | AttentionTile, ...]) -> dict[str, tuple[Any, ...]]:
     """Those for few rows, for some, and for any number, each with each."""
     return {"tiles": tuple(itertools.product(*tiles))}
 
@@ -103,4 +104,32 @@ MXFP4_LINEAR_SCALED = Space(
         ),
     ),
     _mxfp4_linear_scaled,
+)
+
+
+def _attention(values: AttentionTuning, capabilities: Capabilities) -> bool:
+    """Scores in at most 128 registers a thread; keys and values of 64 columns are the least."""
+    room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
+    return all(
+        tile.rows * tile.keys <= 128 * tile.num_warps * lanes
+        and tile.keys * 2 * 64 * 2 * tile.stages <= room
+        for tile in values.tiles
+    )
+
+
+ATTENTION = Space(
+    _tiles(
+        tuple(
+            AttentionTile(rows, rows, keys, 4, stages, fill)
+            for rows in (16, 32, 64)
+            for keys, stages in ((32, 3), (64, 2), (64, 3), (64, 4), (128, 2), (128, 3))
+            for fill in (2, 4)
+        ),
+        tuple(
+            AttentionTile(0, rows, keys, num_warps, stages)
+            for rows, num_warps in ((64, 4), (128, 4), (128, 8))
+            for keys, stages in ((32, 2), (32, 3), (64, 2), (64, 3), (128, 2), (128, 3))
+        ),
+    ),
+    _attention,
 )

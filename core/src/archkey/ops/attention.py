@@ -45,8 +45,8 @@ class UnifiedAttentionProblem(NamedTuple):
 
     queries        "decode": one query a sequence; "verify": at most 16, as speculative decoding
                    has; "prefill": more. It picks tiles; "any" with batch_invariant, which must not
-    window, softcap, alibi, return_lse   whether the call has them
-    qq_bias, sinks  their dtype, or "none"
+    window, softcap, return_lse   whether the call has them
+    alibi, qq_bias, sinks  their dtype, or "none"
     *_descale      "none", "number", "tensor" (one float32 element) or "per_head" (`[B, Hk]`)
     output_scale   "none", "number" or "tensor"
     segments       parts of a split over keys, with the caller's buffers, which have a row for each
@@ -66,7 +66,7 @@ class UnifiedAttentionProblem(NamedTuple):
     queries: str = "decode"
     window: bool = False
     softcap: bool = False
-    alibi: bool = False
+    alibi: str = "none"
     qq_bias: str = "none"
     sinks: str = "none"
     q_descale: str = "none"
@@ -218,7 +218,7 @@ def _problem(
         "any" if batch_invariant else _queries(max_seqlen_q),
         window,
         softcap > 0,
-        check.vector("alibi_slopes", alibi_slopes, heads, q) != "none",
+        check.vector("alibi_slopes", alibi_slopes, heads, q),
         check.query_bias(qq_bias, max_seqlen_q, q),
         check.vector("sinks", sinks, heads, q),
         check.factor("q_descale", scales[0], q, per_head),
@@ -268,8 +268,8 @@ OPERATORS = (
                     "bfloat16", 64, 8, 64, window=True, sinks="bfloat16", queries="prefill"
                 ),
                 "32 heads, ALiBi and softcap, prefill": _example(
-                    "bfloat16", 32, 32, 128, page_size=32, queries="prefill", alibi=True,
-                    softcap=True,
+                    "bfloat16", 32, 32, 128, page_size=32, queries="prefill",
+                    alibi="bfloat16", softcap=True,
                 ),
                 "GQA 32/4 prefill": _example("bfloat16", 32, 4, 128, queries="prefill"),
                 "GQA 32/4 prefill, FP8": _example(

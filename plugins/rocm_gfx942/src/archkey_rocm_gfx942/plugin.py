@@ -8,14 +8,17 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
-from archkey.kernels.catalogue import mxfp4_linear_kernels, rmsnorm_kernels
+from archkey.kernels.attention_tunings import AttentionTuning
+from archkey.kernels.catalogue import attention_kernels, mxfp4_linear_kernels, rmsnorm_kernels
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey_rocm_gfx942.facts import FACTS
 
 ARCHKEY_API = (1, 1)
 
-_TUNING = tables.read(Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning)
+_TUNING = tables.read(
+    Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning, AttentionTuning
+)
 
 
 @archkey.hookimpl
@@ -29,3 +32,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     """The shared bodies with this architecture's numbers."""
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
+    yield from attention_kernels(_TUNING["attention"])

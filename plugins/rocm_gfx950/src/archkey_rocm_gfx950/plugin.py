@@ -8,7 +8,9 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
+from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
+    attention_kernels,
     mxfp4_linear_kernels,
     mxfp4_linear_scaled_kernels,
     rmsnorm_kernels,
@@ -19,7 +21,9 @@ from archkey_rocm_gfx950.facts import FACTS
 
 ARCHKEY_API = (1, 1)
 
-_TUNING = tables.read(Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning)
+_TUNING = tables.read(
+    Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning, AttentionTuning
+)
 
 
 @archkey.hookimpl
@@ -34,3 +38,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_scaled_kernels(_TUNING["mxfp4_linear_scaled"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
+    yield from attention_kernels(_TUNING["attention"])
