@@ -40,7 +40,7 @@ def test_arrangements_are_other_calls_for_the_same_rows() -> None:
         assert inputs["batch_invariant"]
         times.update(rows)
     assert set(times) == set(range(len(own["q"])))
-    assert set(times.values()) == {7}
+    assert min(times.values()) == 6
 
 
 def test_a_case_counts_the_elements_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:

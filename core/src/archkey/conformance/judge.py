@@ -9,7 +9,7 @@ kernel runs on copies between poisoned guards, with outputs that start as NaN.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -28,7 +28,16 @@ from archkey.ops import Operator
 from archkey.selection import Decision
 from archkey.session import Session
 
-__all__ = ["Result", "judge", "maker_of", "torch_device", "truth_of", "written"]
+__all__ = [
+    "Result",
+    "calls_of",
+    "implementation_of",
+    "judge",
+    "maker_of",
+    "torch_device",
+    "truth_of",
+    "written",
+]
 
 M = TypeVar("M", bound=Maker)
 
@@ -159,7 +168,7 @@ def judge(
     error, allowed, reason, passed, skipped = float("inf"), 0.0, "", False, False
     try:
         inputs = case.inputs(maker_of(session, seed))
-        implementation = resolve(session.operators[case.operator].function).__wrapped__
+        implementation = implementation_of(session, case)
         # A bit that hangs on where in a tile a row lies is the interpreter's, not the kernel's.
         ordered = products_in_order() if case.again and interpreting() else nullcontext()
         with torch.inference_mode(), ordered:
@@ -195,6 +204,18 @@ def judge(
         reason=reason,
         skipped=skipped,
     )
+
+
+def implementation_of(session: Session, case: Case) -> Callable[..., Any]:
+    """The function `(session, **inputs)` behind the operator's public one."""
+    return resolve(session.operators[case.operator].function).__wrapped__  # type: ignore[no-any-return]
+
+
+def calls_of(session: Session, case: Case, seed: int) -> Iterator[Mapping[str, Any]]:
+    """The keyword arguments of each call of `case`, in the order in which they are judged."""
+    yield case.inputs(maker_of(session, seed))
+    for arrangement in case.again(maker_of(session, seed)) if case.again else ():
+        yield arrangement.inputs
 
 
 def _again(

@@ -40,7 +40,7 @@ def _again(call: Attention, make: Maker) -> Iterator[Arrangement]:
     for part in whole:
         if part[2]:
             yield arranged("each alone", [part])
-    yield arranged("among others, in another order", [*whole[::-1], *whole[::-1]])
+    yield arranged("among others, in another order", [*whole[::-1], whole[0]])
     yield arranged("on other pages", whole)
     longest = max(kv_len for _, kv_len in call.lengths)
     loose = replace(call, most_q=2 * max(q_lens) + 100, most_k=longest + 3000)
