@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products of Triton's interpreter whose bits do not depend on where in a tile a row lies."""
+"""Products of Triton's interpreter whose bits do not depend on where in a tile a row lies."""
 
 from __future__ import annotations
 
