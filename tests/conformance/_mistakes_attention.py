@@ -182,6 +182,19 @@ _INTERLEAVED = ".view(len(t), group, kv_heads, -1).transpose(1, 2)"
 _LOGSUMEXP = "s.logsumexp(-1, keepdim=True)"
 _BIAS_FROM_0 = ("(j - context).clamp(min=0)", "j.clamp(max=qq_bias.shape[1] - 1)")
 
+_INVARIANT = "same bits in any batch: page=20"
+_WHOLE = """            mixed = torch.einsum("kgtj,jkd->kgtd", weights, values)
+"""
+_IN_TWO = """            mixed = torch.einsum("kgtj,jkd->kgtd", weights[..., :cut], values[:cut])
+            mixed = mixed + torch.einsum("kgtj,jkd->kgtd", weights[..., cut:], values[cut:])
+"""
+
+
+def split_at(cut: str) -> Wrong:
+    """Values are added up in two parts; `cut` is how many keys the first one has."""
+    return mutant((_WHOLE, f"            cut = {cut}\n{_IN_TWO}"))
+
+
 WINDOW_WIDER = given(window_left=lambda w: w + 1 if w >= 0 else w)
 WINDOW_NARROWER = given(window_left=lambda w: w - 1 if w > 0 else w)
 
@@ -282,6 +295,11 @@ _ROWS: tuple[tuple[str, str, Wrong], ...] = (
     ("as if contiguous", "bias rows apart", contiguous("qq_bias")),
     ("HND as NHD", "cache HND", contiguous("k", "v")),
     ("as if contiguous", "K and V of one tensor", contiguous("v")),
+    ("batch_invariant ignored", _INVARIANT, given(batch_invariant=False)),
+    ("split by the batch", _INVARIANT, split_at("len(j) // len(starts)")),
+    ("split by the bound of keys", _INVARIANT, split_at("max_seqlen_k // 2")),
+    ("split by the bound of queries", _INVARIANT, split_at("len(j) // (1 + max_seqlen_q)")),
+    ("split by the page", _INVARIANT, split_at("int(block_table[i, 0]) % max(len(j), 1)")),
     *(
         ("32-bit offsets", f"far {at}", read_in_32_bits(at[0]))
         for at in ("k", "k slots", "k heads", "v", "v slots", "v heads", "q", "q heads")

@@ -53,6 +53,14 @@ def test_every_operator_has_models_edges_far_and_random_cases(operator: str) -> 
     assert random_of(OPERATORS[operator]) is not None
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_promise_of_the_same_bits_has_cases(operator: str) -> None:
+    """And only where it is made; of every size."""
+    promised = "batch_invariant" in OPERATORS[operator].problem._fields
+    again = [case for case in cases_of(OPERATORS[operator]) if case.again]
+    assert {case.large for case in again} == ({False, True} if promised else set())
+
+
 def test_a_label_of_an_edge_is_its_fields() -> None:
     """`name=value`, or the name of a flag: as `spec.describe` writes it."""
     assert [case.name for case in EDGES if not case.label.partition("=")[0].isidentifier()] == []

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from tests.conformance import _mistakes_attention, _mistakes_page_table, _wrong
@@ -21,6 +24,38 @@ def test_a_wrong_kernel_fails_by_name(
     operator: str, about: str, wrong: Wrong, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _wrong.check(monkeypatch, operator, about, wrong)
+
+
+# ---- batch invariance
+
+
+def test_arrangements_are_other_calls_for_the_same_rows() -> None:
+    """Each row is computed again alone, in another batch, in a chunk and as a decode."""
+    case = named(OP, "same bits in any batch")[0]
+    own = case.inputs(Maker())
+    times: Counter[int] = Counter()
+    assert case.again is not None
+    for _, inputs, rows in case.again(Maker()):
+        assert torch.equal(inputs["q"], own["q"][list(rows)])
+        assert inputs["batch_invariant"]
+        times.update(rows)
+    assert set(times) == set(range(len(own["q"])))
+    assert min(times.values()) == 6
+
+
+def test_a_case_counts_the_elements_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here one number of each row, where a call has one query a sequence."""
+
+    def change(out: torch.Tensor, lse: torch.Tensor, inputs: dict[str, Any]) -> Any:
+        out[:, 0, 0] *= 1.000001 if inputs["max_seqlen_q"] == 1 else 1
+        return out, lse
+
+    _wrong.put_in_place(monkeypatch, _mistakes_attention.results(change))
+    case = next(case for case in named(OP, "same bits in any batch") if "out=fp32" in case.label)
+    result = judge(archkey.open("cpu"), case)
+    tokens = sum(q_len for q_len, _ in case.inputs.lengths)  # type: ignore[attr-defined]
+    assert (result.error, result.tolerance, result.passed) == (tokens, 0.0, False)
+    assert result.reason == "out: token by token"
 
 
 # ---- decode alone, and in a mixed batch

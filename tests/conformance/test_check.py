@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.conformance._processes import left_behind
 from tests.core._fakes import World, hook, kernels
 
 from archkey import locate
@@ -242,22 +242,7 @@ def test_an_interrupted_exam_keeps_what_was_done(own_folder: Path, how: signal.S
     level = found["levels"]["device"]
     assert not level["complete"]
     assert level["passed"] >= 4
-    deadline = time.monotonic() + 10
-    while (left := children(own_folder)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not left
-
-
-def children(folder: Path) -> list[str]:
-    """Processes, other than this one, whose environment names the test's own folder."""
-    found = []
-    for environ in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if environ.parent.name != str(os.getpid()) and str(folder) in environ.read_text():
-                found.append(environ.parent.name)
-        except OSError:
-            continue  # it has ended, or is somebody else's
-    return found
+    assert not left_behind(own_folder)
 
 
 def test_pytest_runs_the_same_exam(tmp_path: Path) -> None:

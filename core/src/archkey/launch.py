@@ -10,7 +10,8 @@ What was compiled is the very object that is launched, so what was prepared is w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from archkey.ops import Operator
     from archkey.probe import Device
 
-__all__ = ["Build", "Compiled", "Plan", "Program", "bind", "interpreting"]
+__all__ = ["Build", "Compiled", "Plan", "Program", "bind", "interpreting", "products_in_order"]
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,32 @@ def interpreting() -> bool:
     when a body is defined: set it before kernels are imported).
     """
     return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+@contextmanager
+def products_in_order() -> Iterator[None]:
+    """Within it, Triton's interpreter adds up all elements of a matrix product in one order.
+
+    As matrix units do. The BLAS that it hands tiles to does not: there the bits of a row depend on
+    where in the tile it lies.
+    """
+    import numpy
+    from triton.runtime import interpreter
+
+    class Ordered:
+        """numpy with another matmul."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(numpy, name)
+
+        def matmul(self, a: Any, b: Any, dtype: Any) -> Any:
+            return numpy.einsum("...mk,...kn->...mn", a, b, dtype=dtype)
+
+    interpreter.np = Ordered()
+    try:
+        yield
+    finally:
+        interpreter.np = numpy
 
 
 def compile_for(program: Program, device: Device) -> Compiled:

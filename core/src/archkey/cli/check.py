@@ -110,14 +110,21 @@ def _hold(
     """
     from archkey.cli import render
     from archkey.conformance import evidence, exam, record
-    from archkey.conformance.pool import answers
+    from archkey.conformance.pool import answers, built
 
     complete = True
     versions, sources = _versions(subject), exam.sources(subject)
-    with render.progress(sum(len(items) for items, _ in asked.values())) as step:
+    ahead = {
+        level: exam.ahead(subject, level, items) if terms.jobs > 1 else []
+        for level, (items, _) in asked.items()
+    }
+    steps = sum(len(items) + len(ahead[level]) for level, (items, _) in asked.items())
+    with render.progress(steps) as step:
         for level, (items, answered) in asked.items():
             outcomes = list(answered)
             try:
+                for item in built(subject.target, ahead[level], terms):
+                    step(f"compiled for {item.name}")
                 for outcome in answers(subject.target, level, items, terms):
                     outcomes.append(outcome)
                     failed = ": failed" if outcome.outcome == "failed" else ""

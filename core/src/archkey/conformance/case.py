@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["Case", "Maker"]
+__all__ = ["Arrangement", "Case", "Maker"]
 
 
 class Maker:
@@ -62,6 +62,19 @@ class Maker:
         return torch.tensor(values, dtype=dtype, device=self.device)
 
 
+class Arrangement(NamedTuple):
+    """A call that computes rows of a case's own call once more: to the bit, as its operator says.
+
+    about   how it differs: "each alone", "token by token"
+    inputs  keyword arguments of the operator's public function
+    rows    of each row (along dimension 0) of its outputs, which one of the case's own it is
+    """
+
+    about: str
+    inputs: Mapping[str, Any]
+    rows: Sequence[int]
+
+
 @dataclass(frozen=True)
 class Case:
     """`inputs(maker)` gives the keyword arguments of the operator's public function.
@@ -69,6 +82,9 @@ class Case:
     The case of a real model has the model's sizes. An edge case has real widths and few rows, is
     made to break what is easily done wrong, and is small enough for an interpreter. A large one is
     an edge that no interpreter has time for.
+
+    `again(maker)` gives further calls, of another maker with the same seed, whose rows are to have
+    the same bits; for operators that promise that a result does not depend on its batch.
     """
 
     operator: str
@@ -77,6 +93,7 @@ class Case:
     inputs: Callable[[Maker], Mapping[str, Any]]
     edge: bool = False
     large: bool = False
+    again: Callable[[Maker], Iterable[Arrangement]] | None = None
 
     @property
     def real(self) -> bool:

@@ -24,7 +24,7 @@ from archkey.conformance.contract import FUNCTION, refusals
 from archkey.conformance.emulation.device import Emulated
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
 from archkey.conformance.levels import ALL, RANDOM, Item, Level, Outcome
-from archkey.conformance.sources import digest, imports
+from archkey.conformance.sources import digest, has_triton, imports
 from archkey.conformance.worker import device_of, open_for
 from archkey.errors import PluginError, UnknownName, nearest
 from archkey.kernel import Kernel
@@ -33,7 +33,7 @@ from archkey.probe import Device
 from archkey.session import Session
 from archkey.target import Target
 
-__all__ = ["Subject", "find", "no_device", "questions", "sources"]
+__all__ = ["Subject", "ahead", "find", "no_device", "questions", "sources"]
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,24 @@ def questions(
             if not cases:
                 answered.append(_skipped(level, name, kernel.id, f"{name} has no cases"))
     return items, answered
+
+
+def ahead(subject: Subject, level: Level, items: Iterable[Item]) -> list[Item]:
+    """Those of `items` whose kernels `pool.built` can compile before a card would wait for it.
+
+    Random ones go first, as each is several problems. Not for level emulated: there every core has
+    a worker, which compiles for itself.
+    """
+    if level is not Level.DEVICE or subject.session.device.target.triton_backend is None:
+        return []
+    compiled = {
+        (name, kernel.id)
+        for name in subject.session.operators
+        for kernel in subject.kernels(name)
+        if has_triton(kernel)
+    }
+    found = [item for item in items if (item.operator, item.kernel) in compiled]
+    return sorted(found, key=lambda item: item.case != RANDOM)
 
 
 def sources(subject: Subject) -> dict[str, str]:

@@ -8,7 +8,7 @@ wrong kernel may take its process with it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from archkey.conformance import contract
 from archkey.conformance.card import compare
@@ -24,7 +24,20 @@ from archkey.errors import UnknownName, Unsupported, describe
 from archkey.kernel import Kernel
 from archkey.session import Session
 
-__all__ = ["BUILDER", "CAPABILITIES", "EXAMPLE", "LOGIC", "REFUSES", "Options", "examine"]
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+__all__ = [
+    "BUILDER",
+    "CAPABILITIES",
+    "EXAMPLE",
+    "LOGIC",
+    "REFUSES",
+    "Options",
+    "case_of",
+    "examine",
+    "strategy_of",
+]
 
 CAPABILITIES = "capabilities"
 """Stands for the operator where a plugin's claims are examined; the kernel is then the plugin."""
@@ -128,7 +141,6 @@ def _compiled(session: Session, item: Item) -> Outcome:
 def _numbers(
     session: Session, item: Item, options: Options, begin: Callable[[str], None]
 ) -> Outcome:
-    operator = session.operators[item.operator]
     device = item.level == Level.DEVICE
 
     def run(case: Case) -> Result:
@@ -143,10 +155,21 @@ def _numbers(
 
     if item.case == RANDOM:
         return _random(session, item, options, run, begin)
-    for case in cases_of(operator):
+    return _outcome(item, run(case_of(session, item)))
+
+
+def case_of(session: Session, item: Item) -> Case:
+    """The listed case that `item` asks for."""
+    cases = cases_of(session.operators[item.operator])
+    for case in cases:
         if case.name == item.case:
-            return _outcome(item, run(case))
-    raise UnknownName(f"case of {item.operator}", item.case, [c.name for c in cases_of(operator)])
+            return case
+    raise UnknownName(f"case of {item.operator}", item.case, [case.name for case in cases])
+
+
+def strategy_of(session: Session, item: Item) -> SearchStrategy[Case] | None:
+    """What the problems of a random `item` are drawn from; None if its operator has none."""
+    return random_of(session.operators[item.operator], 4 if item.level == Level.DEVICE else 1)
 
 
 def _random(
@@ -158,8 +181,7 @@ def _random(
 ) -> Outcome:
     from archkey.conformance.randomised import draw  # hypothesis is an extra
 
-    size = 4 if item.level == Level.DEVICE else 1
-    strategy = random_of(session.operators[item.operator], size)
+    strategy = strategy_of(session, item)
     if strategy is None:
         return Outcome(item, "skipped", reason=f"{item.operator} has no random cases")
     drawn = draw(strategy, run, options.examples, options.seed, begin)

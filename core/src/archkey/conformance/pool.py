@@ -6,14 +6,17 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from archkey.conformance.levels import Item, Level, Outcome
 from archkey.conformance.process import Ended, Process, Stopped
 from archkey.target import Target
 
-__all__ = ["Terms", "Worker", "answers"]
+__all__ = ["Terms", "Worker", "answers", "built"]
 
 
 class Terms(NamedTuple):
@@ -33,14 +36,33 @@ class Terms(NamedTuple):
 
 def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Outcome]:
     """Outcomes of `items`, all of one level, in the order in which they are known."""
+    on_card = _on_card(target, level)
+    start = partial(Worker, target, level, terms)
+    return _answers(start, items, 1 if on_card else terms.jobs, on_card)
+
+
+def built(target: str, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
+    """Those of `items`, all of level device, whose kernels are compiled: the card's worker loads.
+
+    What cannot be is left to that worker, all of it where no process can be started.
+    """
+    with TemporaryDirectory(prefix="archkey-ahead-") as claims, suppress(OSError):
+        start = partial(Worker, target, Level.DEVICE, terms, ahead=claims)
+        for outcome in _answers(start, items, terms.jobs, on_card=False):
+            yield outcome.item
+
+
+def _answers(
+    start: Callable[[], Worker], items: Sequence[Item], jobs: int, on_card: bool
+) -> Iterator[Outcome]:
+    """What `jobs` workers say to `items`."""
     todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
     for item in items:
         todo.put(item)
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     stop = threading.Event()
-    jobs = 1 if _on_card(target, level) else terms.jobs
     threads = [
-        threading.Thread(target=_work, args=(target, level, terms, todo, done, stop), daemon=True)
+        threading.Thread(target=_work, args=(start, on_card, todo, done, stop), daemon=True)
         for _ in range(min(jobs, len(items)))
     ]
     for thread in threads:
@@ -58,23 +80,21 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
 
 
 def _work(
-    target: str,
-    level: Level,
-    terms: Terms,
+    start: Callable[[], Worker],
+    on_card: bool,
     todo: queue.SimpleQueue[Item],
     done: queue.SimpleQueue[Outcome | BaseException],
     stop: threading.Event,
 ) -> None:
     """One thread: takes questions from `todo`, and keeps one worker to ask."""
     worker: Worker | None = None
-    on_card = _on_card(target, level)
     try:
         while not stop.is_set():
             try:
                 item = todo.get_nowait()
             except queue.Empty:
                 return
-            worker = worker or Worker(target, level, terms)
+            worker = worker or start()
             outcome = worker.ask(item, stop)
             if worker.gone or (on_card and _may_be_stuck(outcome)):
                 worker.close()
@@ -103,11 +123,15 @@ def _at(running: str, item: Item) -> str:
 
 
 class Worker:
-    """A process that examines. Once it is `gone`, close it and start another."""
+    """A process that examines. Once it is `gone`, close it and start another.
 
-    def __init__(self, target: str, level: Level, terms: Terms) -> None:
+    ahead  the folder of `ahead.build`: it only compiles
+    """
+
+    def __init__(self, target: str, level: Level, terms: Terms, ahead: str = "") -> None:
         options = {"target": target, "level": level.value}
         options |= {"examples": str(terms.examples), "seed": str(terms.seed)}
+        options |= {"ahead": ahead} if ahead else {}
         environment = {
             "TRITON_INTERPRET": "1" if level is Level.INTERPRETED else "0",
             # Triton announces that its default will change; archkey states its own.

@@ -16,7 +16,7 @@ from hypothesis.strategies import SearchStrategy
 from archkey.conformance.case import Case
 from archkey.conformance.judge import Result
 
-__all__ = ["Drawn", "draw"]
+__all__ = ["Drawn", "draw", "each"]
 
 SHRINKING = 30.0
 """Seconds to look for a smaller problem after the first one that failed."""
@@ -45,16 +45,6 @@ def draw(
     drawn = Drawn()
     failed_at: float | None = None
 
-    @settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-    @seed(number)
-    @given(strategy)
     def one(case: Case) -> None:
         nonlocal failed_at
         if failed_at is not None and time.monotonic() - failed_at > SHRINKING:
@@ -74,12 +64,33 @@ def draw(
             drawn.worst = case, result
 
     try:
-        one()
+        each(strategy, examples, number, one)
     except Exception:
         # _Failed, or hypothesis on top of it; an error of the strategy itself is neither.
         if drawn.worst is None or drawn.worst[1].passed:
             raise
     return drawn
+
+
+def each(
+    strategy: SearchStrategy[Case], examples: int, number: int, do: Callable[[Case], None]
+) -> None:
+    """`do` for `examples` cases; which they are follows from `number`. What it raises shrinks."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @seed(number)
+    @given(strategy)
+    def one(case: Case) -> None:
+        do(case)
+
+    one()
 
 
 class _Failed(Exception):

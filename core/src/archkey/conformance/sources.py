@@ -19,7 +19,7 @@ from archkey.kernel import Kernel
 from archkey.ops import Operator
 from archkey.tuning import Table
 
-__all__ = ["closure", "digest", "imports"]
+__all__ = ["closure", "digest", "has_triton", "imports"]
 
 _ROOMS = ("archkey.kernels", "archkey.formats", "archkey.reference")
 """What is followed inside the core. The rooms that decide and launch are the tests' business."""
@@ -49,6 +49,11 @@ def closure(kernel: Kernel, operator: Operator) -> set[str]:
 def imports(kernel: Kernel) -> set[str]:
     """Everything that the kernel's code imports, also inside functions: "triton.language"."""
     return {name for module in _reach(kernel.build) for name in _imported(module)}
+
+
+def has_triton(kernel: Kernel) -> bool:
+    """Whether the kernel's code imports Triton: its compiler has a cache on disk."""
+    return any(name.partition(".")[0] == "triton" for name in imports(kernel))
 
 
 def _reach(path: str) -> set[str]:

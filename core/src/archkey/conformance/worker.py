@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from archkey.conformance.ahead import build
 from archkey.conformance.emulation.device import emulated
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
@@ -24,10 +27,15 @@ from archkey.target import Target
 __all__ = ["device_of", "main", "open_for"]
 
 
-def open_for(target: str, level: str) -> Session:
-    """A session of `target` for a level: on the device or its simulator, or pretending to be."""
+def open_for(target: str, level: str, *, ahead: bool = False) -> Session:
+    """A session of `target` for a level: on the device or its simulator, or pretending to be.
+
+    ahead  pretending in any case, with the facts of the device that is here
+    """
     parsed = Target.parse(target)
     device = device_of(target, level)
+    if device is not None and ahead:
+        device = replace(device, source="pretend")
     if device is None and parsed.platform == "cpu":
         device = find_device(target)
     return Session(device or Device(parsed, index=0, name="", source="pretend"), settings())
@@ -54,17 +62,25 @@ def main() -> None:
     parser.add_argument("--level", required=True)
     parser.add_argument("--examples", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--ahead", type=Path, help="only build, what is not claimed in this folder")
     given = parser.parse_args()
 
     def start() -> Callable[[dict[str, Any], Say], None]:
         import torch
 
         torch.set_num_threads(1)  # the pool has a worker a core
-        session = open_for(given.target, given.level)
+        session = open_for(given.target, given.level, ahead=given.ahead is not None)
         options = Options(given.examples, given.seed)
 
         def answer(question: dict[str, Any], say: Say) -> None:
-            outcome = examine(session, Item(**question), options, lambda name: say(begin=name))
+            def begin(name: str) -> None:
+                say(begin=name)
+
+            item = Item(**question)
+            if given.ahead:
+                outcome = build(session, item, options, given.ahead, begin)
+            else:
+                outcome = examine(session, item, options, begin)
             say(outcome=outcome.to_json())
 
         return answer

@@ -77,6 +77,11 @@ LIES = {
     "index_minus_one": Lie("cpu", "device", "-1", _torch("sparse_mla_prefill", "index_minus_one")),
     "clamped_index": Lie("cpu", "device", "-1", _torch("sparse_mla_prefill", "clamped_index")),
     "page_16_only": Lie("cpu", "device", "page 64", _torch("unified_attention", "page_16_only")),
+    "split_by_batch": Lie(
+        *("cpu", "device", "same bits in any batch"),
+        _torch("unified_attention", "split_by_batch"),
+        "lse: each alone",
+    ),
     "accepts_too_much": Lie("cpu", "device", "1 + w", _torch("rmsnorm", "accepts_too_much")),
     "gives_up": Lie("cpu", "device", "N=7168", _torch("rmsnorm", "gives_up"), "is no power of two"),
     "strides_ignored": Lie("cpu", "device", "slice", _torch("rmsnorm", "strides_ignored")),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from archkey.bench.tune.rig import Rig
 from archkey.bench.tune.samples import Sample
 from archkey.bench.tune.search import Group
-from archkey.conformance.sources import imports
+from archkey.conformance.sources import has_triton
 from archkey.probe import Device
 from archkey.session import Session
 from archkey.settings import settings
@@ -44,7 +44,7 @@ def jobs(groups: Iterable[Group], known: Callable[[Sample, Any], bool]) -> list[
     found: dict[Job, None] = {}
     for group in groups:
         for sample in group.samples:
-            if not any(name.partition(".")[0] == "triton" for name in imports(sample.kernel)):
+            if not has_triton(sample.kernel):
                 continue
             for values in group.candidates:
                 if not known(sample, values):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.attention import edges, models, table_edges
+from archkey.conformance.cases.attention import edges, invariant, models, table_edges
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "random"]
 
-CASES = (*models.CASES, *edges.CASES, *table_edges.CASES)
+CASES = (*models.CASES, *edges.CASES, *invariant.CASES, *table_edges.CASES)
 
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:

@@ -8,10 +8,10 @@ biases of later keys, gaps of strided tensors. Unused entries of the block table
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,14 +28,20 @@ from archkey.conformance.cases.tensors import (
     unused_table,
 )
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "Sequence"]
 
 _SPARE = 2  # pages of nobody, the first ones: an index of 0 for "none" shows
 
 _FAR = {"": 0, "slots": 1, "heads": 2}
 """Dimensions of the cache as `[blocks, page, Hk, D]`."""
 
-Tensors = list[torch.Tensor]
+
+class Sequence(NamedTuple):
+    """Queries `[q_len, H, D]`, and the keys and values `[n, Hk, D or Dv]` that they see."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,19 @@ class Attention:
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
+        return self.of(make, *self.drawn(make))
+
+    def drawn(self, make: Maker) -> tuple[dict[str, torch.Tensor], list[Sequence]]:
+        """What has a number a head, and the sequences: none depends on those after it."""
+        return self._vectors(make), self._sequences(make)
+
+    def of(
+        self, make: Maker, vectors: Mapping[str, torch.Tensor], sequences: Iterable[Sequence]
+    ) -> Mapping[str, Any]:
+        """Keyword arguments for sequences of these lengths, on pages of its own."""
         q_lens, kv_lens = ([pair[i] for pair in self.lengths] for i in (0, 1))
-        vectors = self._vectors(make)  # first: they too are the same for any later sequences
-        q, keys, values = self._sequences(make)
+        queries, keys, values = zip(*sequences, strict=True) if self.lengths else ((), (), ())
+        q = self._together(make, queries)
         k, v, table = self._paged(make, keys, values)
         descales = {
             f"{name}_descale": factor(make, value, kind, len(self.lengths), self.heads[1])
@@ -144,37 +160,43 @@ class Attention:
             return make.far(tensor, dim=1 if dim else 0)
         return spread(make, tensor, self.gap) if name in self.apart.split() else tensor
 
-    def _sequences(self, make: Maker) -> tuple[torch.Tensor, Tensors, Tensors]:
-        """Queries of all, visible keys and values of each: not depending on later sequences."""
+    def _sequences(self, make: Maker) -> list[Sequence]:
+        """The codes of numbers that are normal once they are multiplied by the descales."""
         (heads, kv_heads), (d, dv) = self.heads, self.dims
-        q_dtype, kv_dtype = dtype_of(make, self.dtype), dtype_of(make, self.cache or self.dtype)
-        q_descale, k_descale, v_descale = (1 if x is None else x for x in self.descales)
-        queries, keys, values = [], [], []
+        dtypes = [dtype_of(make, name) for name in (self.dtype, *[self.cache or self.dtype] * 2)]
+        descales = [1 if x is None else x for x in self.descales]
+        sequences = []
         for q_len, kv_len in self.lengths:
-            n = kv_len - self._first(q_len, kv_len)
+            n = kv_len - self.first(q_len, kv_len)
             q = make.randn(q_len, heads, d, dtype=torch.float32)
             k = make.randn(n, kv_heads, d, dtype=torch.float32)
             v = make.randn(n, kv_heads, dv, dtype=torch.float32)
             if self.level:
                 q[..., 0], k[..., 0] = 8, self.level / 8 * d**0.5
-            queries.append((q / q_descale).to(q_dtype))
-            keys.append((k / k_descale).to(kv_dtype))
-            values.append((v / v_descale).to(kv_dtype))
-        all_queries = empty(make, sum(map(len, queries)) + self.spare, heads, d, dtype=q_dtype)
+            numbers = zip((q, k, v), descales, dtypes, strict=True)
+            sequences.append(Sequence(*((x / scale).to(dtype) for x, scale, dtype in numbers)))
+        return sequences
+
+    def _together(self, make: Maker, queries: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Queries of all, and rows of nobody."""
+        tokens = sum(q_len for q_len, _ in self.lengths) + self.spare
+        together = empty(
+            make, tokens, self.heads[0], self.dims[0], dtype=dtype_of(make, self.dtype)
+        )
         row = 0
         for q in queries:
-            all_queries[row : row + len(q)] = q
+            together[row : row + len(q)] = q
             row += len(q)
-        return all_queries, keys, values
+        return together
 
-    def _first(self, q_len: int, kv_len: int) -> int:
+    def first(self, q_len: int, kv_len: int) -> int:
         """The first key that a query of the sequence sees: kv_len if it has no query."""
         if not q_len:
             return kv_len
         return max(kv_len - q_len + 1 - self.window, 0) if self.window else 0
 
     def _paged(
-        self, make: Maker, keys: Tensors, values: Tensors
+        self, make: Maker, keys: tuple[torch.Tensor, ...], values: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """K and V in their layout, and the block table `[B + rows, n]`."""
         pages = [-(-kv_len // self.page) for _, kv_len in self.lengths]

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels of an exam's cases, compiled before the card has to wait for the compiler.
+
+In worker processes on a pretended card, which nobody touches, with the facts of the real one. What
+they make lies in Triton's cache on disk, where the card's worker finds it. What fails here is left
+to that worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from archkey.conformance.case import Case
+from archkey.conformance.examine import Options, case_of, strategy_of
+from archkey.conformance.judge import calls_of, implementation_of
+from archkey.conformance.levels import RANDOM, Item, Outcome
+from archkey.ops import Problem
+from archkey.session import Session
+
+__all__ = ["build"]
+
+
+def build(
+    session: Session, item: Item, options: Options, claims: Path, begin: Callable[[str], None]
+) -> Outcome:
+    """Bind the Problems of `item`'s cases to its kernel; the outcome says that nothing ran.
+
+    claims  a folder that all processes share: a Problem is built by the first one that comes to it
+    """
+    tap = _Tap(session, item.kernel, claims)
+
+    def one(case: Case) -> None:
+        implementation = implementation_of(session, case)
+        with suppress(Exception, SystemExit), torch.inference_mode():
+            for inputs in calls_of(session, case, options.seed):
+                implementation(tap, **inputs)
+
+    begin(item.case)
+    with suppress(Exception, SystemExit):  # whatever it is, the card's worker says it
+        if item.case != RANDOM:
+            one(case_of(session, item))
+        elif strategy := strategy_of(session, item):
+            from archkey.conformance.randomised import each  # hypothesis is an extra
+
+            each(strategy, options.examples, options.seed, one)
+    return Outcome(item, "skipped", reason="built, not run")
+
+
+class _Tap:
+    """Stands in for a session during one call: what is asked for is built, and not launched."""
+
+    def __init__(self, session: Session, kernel: str, claims: Path) -> None:
+        self._session, self._kernel, self._claims = session, kernel, claims
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def launcher(self, problem: Problem) -> Callable[..., None]:
+        """A kernel that does nothing."""
+        if self._is_new(problem):
+            self._session.plan(problem, kernel=self._kernel)
+        return lambda *arguments: None
+
+    def _is_new(self, problem: Problem) -> bool:
+        """Whether this process is the first one to ask."""
+        name = hashlib.sha256(f"{self._kernel} {problem!r}".encode()).hexdigest()
+        try:
+            (self._claims / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
