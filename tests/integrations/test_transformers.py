@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 
+from tests.integrations._models import FAMILIES, WINDOW, padded, small, tokens
 from transformers import DynamicCache, StaticCache
 
 from archkey.integrations import transformers as integration
 from archkey.integrations.transformers import dense
-from tests.integrations._models import FAMILIES, WINDOW, padded, small, tokens
 
 LENGTHS = (5, 2 * WINDOW + 3, 1, WINDOW)
 TOLERANCE = 2e-5  # float32 throughout; logits are of the order of 1
@@ -76,7 +76,9 @@ def test_a_prompt_in_chunks(family: str, cache: Any) -> None:
     found, start = [], 0
     for size in (2, 5, 1, 9, 2):
         end = start + size
-        more = model(ids[:, start:end], attention_mask=real[:, :end], past_key_values=past)
+        # A static cache takes the whole mask as well as the part of what was read.
+        known = real if cache is StaticCache else real[:, :end]
+        more = model(ids[:, start:end], attention_mask=known, past_key_values=past)
         found.append(more.logits)
         start = end
     assert start == ids.shape[1]
@@ -87,14 +89,16 @@ def test_a_prompt_in_chunks(family: str, cache: Any) -> None:
 
 
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "GPT-OSS"])
-def test_decoding_after_padding_at_the_right(family: str) -> None:
+@pytest.mark.parametrize("forgets", [True, False], ids=["window's cache", "whole cache"])
+def test_decoding_after_padding_at_the_right(family: str, forgets: bool) -> None:
     """Padding then lies between what was read and what is new, and a window counts it."""
     batch = padded(tokens(WINDOW + 5, 3, WINDOW - 2), "right")
     steps = torch.tensor(tokens(4, 4, 4, seed=2))
     found = []
     for attention in ("eager", "archkey"):
         model = small(family, attention)
-        past, real, logits = DynamicCache(config=model.config), batch["attention_mask"], []
+        past = DynamicCache(config=model.config if forgets else None)
+        real, logits = batch["attention_mask"], []
         model(**batch, past_key_values=past)
         for step in range(steps.shape[1]):
             real = torch.cat([real, real.new_ones(len(real), 1)], 1)

@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 
-from archkey.integrations import transformers as integration
-from archkey.integrations.transformers import paged
 from tests.integrations._batches import batched, judge
 from tests.integrations._models import FAMILIES, WINDOW, padded, small, tokens
+
+from archkey.integrations import transformers as integration
+from archkey.integrations.transformers import paged
 
 PROMPTS = tokens(5, 2 * WINDOW + 7, 1, 5 * WINDOW, WINDOW)
 NEW = WINDOW + 4

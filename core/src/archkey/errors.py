@@ -12,8 +12,8 @@
     ├── RecordError              an evidence record cannot be read or written
     ├── CheckpointError          a model's description or files contradict themselves, or say what
     │                            is not known here             (also a ValueError)
-    ├── MissingDependency        what an extra of archkey installs is not there, or in a version that
-    │                            it was not tested with        (also an ImportError)
+    ├── MissingDependency        what an extra of archkey installs is not there, or in a
+    │                            version that was not tested  (also an ImportError)
     ├── Unsupported              a valid request that this device cannot serve; carries its Decision
     │                                                              (also a NotImplementedError)
     └── FrozenError              a kernel had to be built after `session.freeze("error")`

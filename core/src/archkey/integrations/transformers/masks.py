@@ -59,7 +59,7 @@ class Spans:
             table = self.slots.to(device) + number[:-1, None] * step
             known = table, self.lengths.to(device), number * self.queries
             self._tables[device, step] = known
-        return known  # type: ignore[no-any-return]
+        return known
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -38,7 +38,7 @@ class _Layer(NamedTuple):
     """Where a layer's tokens lie, the same for all layers of its group."""
 
     group: int
-    index: int  # of the cache's tensors
+    nth: int  # of the tensors of the cache
     window: int  # 0: all keys
     lengths: torch.Tensor  # [B + 1] int32, cumulative
     longest: int
@@ -107,7 +107,7 @@ def paged_attention(
         keys, values = cache.update(key, value, module.layer_idx, read_index, write_index)
         page_size = 1
     else:
-        keys, values = cache.key_cache[layer.index], cache.value_cache[layer.index]
+        keys, values = cache.key_cache[layer.nth], cache.value_cache[layer.nth]
         keys.index_copy_(0, layer.write, key[0].transpose(0, 1))
         values.index_copy_(0, layer.write, value[0].transpose(0, 1))
         # Any power of two that divides a block is a page, and a table's pages are powers of two.
@@ -143,14 +143,14 @@ def _layer(
     queries: int,
 ) -> _Layer:
     """What the batch says of one layer."""
-    group, index = cache.layer_index_to_group_indices[layer_idx]
+    group, nth = cache.layer_index_to_group_indices[layer_idx]
     window = cache.sliding_windows[layer_idx]
     window = 0 if window == 1 else window  # transformers' word for none
     if isinstance(lengths, Mapping):  # a model of several kinds of layers
         kind = "sliding_attention" if window else "full_attention"
         lengths, longest = lengths[kind], longest[kind]
     read, write = read_index[group], write_index[group]
-    return _Layer(group, index, window, lengths, longest, read, write, queries)
+    return _Layer(group, nth, window, lengths, longest, read, write, queries)
 
 
 def _table(

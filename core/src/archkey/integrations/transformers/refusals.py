@@ -31,7 +31,10 @@ def refuse(module: Any, dropout: float, options: Mapping[str, Any]) -> None:
         unsupported(OP, "dropout", "0", dropout, "archkey is for inference: call model.eval().")
     causal = options.get("is_causal")
     if not (getattr(module, "is_causal", True) if causal is None else causal):
-        unsupported(OP, "the module", "causal", f"{type(module).__name__} with is_causal=False", HINT)
+        found = f"{type(module).__name__} with is_causal=False"
+        unsupported(OP, "the module", "causal", found, HINT)
+    if getattr(getattr(module, "config", None), "output_attentions", False):
+        options = {**options, "output_attentions": True}  # set before the implementation was
     for name, what in _OPTIONS.items():
         value = options.get(name)
         if value is not None and value is not False:
