@@ -25,17 +25,22 @@ def batched(model: Any, prompts: list[list[int]], new: int, **sizes: Any) -> lis
     return outputs
 
 
+def likelihoods(model: Any, prompt: list[int], new: list[int]) -> torch.Tensor:
+    """Log-probabilities `[new tokens, vocabulary]` of what may follow, float32, on the CPU."""
+    ids = torch.tensor([prompt + new], device=model.device)
+    with torch.inference_mode():
+        logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.float().log_softmax(-1).cpu()
+
+
 def judge(reference: Any, outputs: list[Any], tolerance: float) -> None:
     """Each token was the likeliest of `reference`'s, and as likely as it was said to be.
 
     tolerance  of a log-probability, in nats
     """
     for output in outputs:
-        prompt, new = output.prompt_ids, output.generated_tokens
-        ids = torch.tensor([prompt + new], device=reference.device)
-        with torch.inference_mode():
-            logits = reference(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        known = logits.float().log_softmax(-1).cpu()
+        new = output.generated_tokens
+        known = likelihoods(reference, output.prompt_ids, new)
         said = torch.tensor(output.logprobs)
         real = known.gather(1, torch.tensor(new)[:, None])[:, 0]
         assert (said - real).abs().max() < tolerance

@@ -58,11 +58,11 @@ MODELS: dict[str, Any] = {}
 """Models on the CPU that were made already; a test sets the attention that it wants."""
 
 
-def make(family: str, seed: int = 0) -> Any:
+def make(family: str, **sizes: int) -> Any:
     """A float32 model on the CPU whose attention is far from uniform, and whose sinks matter."""
     model, config, fields = _FAMILIES[family]
-    torch.manual_seed(seed)
-    made = getattr(transformers, model)(getattr(transformers, config)(**fields)).eval()
+    torch.manual_seed(0)
+    made = getattr(transformers, model)(getattr(transformers, config)(**fields | sizes)).eval()
     for name, parameter in made.named_parameters():
         if "sinks" in name:
             torch.nn.init.normal_(parameter, std=2.0)
