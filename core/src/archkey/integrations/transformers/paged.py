@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention over the paged cache of continuous batching, where it lies.
 
-What transformers 5.17 hands over, apart from flash attention's own names:
+What transformers 5.16 and 5.17 hand over, apart from flash attention's own names:
 
   The cache is flat, `[slots, Hk, D]`, one tensor for keys and one for values for the i-th layer of
   every group; a group's layers are of one kind and share their slots. A block is `block_size`
