@@ -12,7 +12,14 @@ import torch
 pytest.importorskip("transformers")
 
 from tests.integrations._models import FAMILIES, WINDOW, padded, small, tokens
-from transformers import DynamicCache, StaticCache
+from transformers import (
+    CLIPVisionConfig,
+    DynamicCache,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    StaticCache,
+)
 
 from archkey.integrations import transformers as integration
 from archkey.integrations.transformers import dense
@@ -133,6 +140,24 @@ def test_a_compiled_forward() -> None:
         real = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
         ids = torch.tensor(tokens(1, 1, seed=3))
         logits.append(forward(ids, attention_mask=real, past_key_values=past).logits)
+    torch.testing.assert_close(logits[1], logits[0], atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_the_causal_part_of_a_model() -> None:
+    """A vision tower is not causal; the language model beside it runs on archkey."""
+    common = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    text = LlamaConfig(vocab_size=97, num_attention_heads=2, num_key_value_heads=1, **common)
+    vision = CLIPVisionConfig(num_attention_heads=2, image_size=8, patch_size=4, **common)
+    config = LlavaConfig(
+        text_config=text, vision_config=vision, image_token_index=96, image_seq_length=4
+    )
+    model = LlavaForConditionalGeneration(config).eval()
+    ids = torch.tensor([[5, *[96] * 4, 7, 8]])
+    pixels = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for attention in ("eager", {"text_config": "archkey", "vision_config": "sdpa"}):
+        model.set_attn_implementation(attention)
+        logits.append(model(input_ids=ids, pixel_values=pixels).logits)
     torch.testing.assert_close(logits[1], logits[0], atol=TOLERANCE, rtol=TOLERANCE)
 
 

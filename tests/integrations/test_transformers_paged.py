@@ -96,6 +96,13 @@ def test_keys_are_gathered_for_chunks_in_a_window_alone(monkeypatch: pytest.Monk
     assert gathered == [0, 2], "the prompt; each later token is one alone"
 
 
+@pytest.mark.parametrize("family", ["Llama", "Gemma3"])
+def test_a_prompt_of_one_token(family: str) -> None:
+    """One query, as in decoding, and nothing to read yet."""
+    found = batched(small(family, "paged|archkey"), tokens(1), 3)
+    judge(small(family, "eager"), found, tolerance=1e-4)
+
+
 def test_a_shared_prefix_is_read_from_where_it_is() -> None:
     prompt = tokens(24)[0]
     model = small("Llama", "paged|archkey")

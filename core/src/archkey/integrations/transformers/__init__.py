@@ -36,7 +36,8 @@ if not REQUIRES.satisfied_by(_found):
         f'{REQUIRES.why}. pip install "archkey[transformers]"'
     )
 
-from archkey.integrations.transformers.dense import attention  # noqa: E402  these import it
-from archkey.integrations.transformers.masks import mask  # noqa: E402
-from archkey.integrations.transformers.paged import paged_attention  # noqa: E402
-from archkey.integrations.transformers.registry import register  # noqa: E402
+# Each of these imports transformers.
+from archkey.integrations.transformers.dense import attention  # noqa: E402  after the check
+from archkey.integrations.transformers.masks import mask  # noqa: E402  after the check
+from archkey.integrations.transformers.paged import paged_attention  # noqa: E402  after the check
+from archkey.integrations.transformers.registry import register  # noqa: E402  after the check

@@ -16,6 +16,7 @@ else:
     from archkey._torch import torch
 
 
+# No graph of torch.compile: what runs is looked up by a call's metadata, which tracing would pin.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def attention(
     module: Any,

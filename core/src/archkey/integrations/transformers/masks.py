@@ -62,6 +62,7 @@ class Spans:
         return known
 
 
+# No graph of torch.compile: what runs is looked up by a call's metadata, which tracing would pin.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def mask(
     batch_size: int,

@@ -35,21 +35,29 @@ else:
 
 
 class _Layer(NamedTuple):
-    """Where a layer's tokens lie, the same for all layers of its group."""
+    """Where a layer's tokens lie; all but `nth` is the same for all layers of its group.
+
+    nth          which of the cache's tensors is this layer's
+    window       keys that a query sees at most, itself included; 0: all
+    lengths      `[B + 1]` int32, cumulative, of the keys
+    longest      the most keys of a sequence, or a bound
+    read, write  int64 slots, read_index and write_index of the group
+    queries      the most new tokens of a sequence, or a bound
+    """
 
     group: int
-    nth: int  # of the tensors of the cache
-    window: int  # 0: all keys
-    lengths: torch.Tensor  # [B + 1] int32, cumulative
+    nth: int
+    window: int
+    lengths: torch.Tensor
     longest: int
     read: torch.Tensor
     write: torch.Tensor
-    queries: int  # of the longest sequence
+    queries: int
 
     @property
     def gathers(self) -> bool:
         """Whether keys have to be gathered before the new ones are written."""
-        return self.window > 0 and (self.queries > 1 or self.read.numel() == 0)
+        return self.window > 0 and self.queries > 1
 
 
 class _Tables(NamedTuple):
@@ -60,12 +68,13 @@ class _Tables(NamedTuple):
 
     batch: Any
     capturing: bool
-    of: dict[int, torch.Tensor]
+    of: dict[int, tuple[torch.Tensor, torch.Tensor]]
 
 
 _TABLES: WeakKeyDictionary[Any, _Tables] = WeakKeyDictionary()
 
 
+# No graph of torch.compile: what runs is looked up by a call's metadata, which tracing would pin.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def paged_attention(
     module: Any,
@@ -112,6 +121,7 @@ def paged_attention(
         values.index_copy_(0, layer.write, value[0].transpose(0, 1))
         # Any power of two that divides a block is a page, and a table's pages are powers of two.
         page_size = 1 if layer.window else cache.block_size & -cache.block_size
+    table, lengths = _table(cache, read_index, layer, len(keys), page_size)
     q = query[0].transpose(0, 1)
     out = torch.empty(*q.shape[:2], values.shape[-1], dtype=q.dtype, device=q.device)
     unified_attention(
@@ -121,12 +131,12 @@ def paged_attention(
         out,
         cu_seq_lens_q,
         max_seqlen_q,
-        layer.lengths.diff(),
+        lengths,
         layer.longest,
         q.shape[-1] ** -0.5 if scaling is None else scaling,
         True,
         (layer.window - 1, 0) if layer.window else (-1, -1),
-        _table(cache, read_index, layer, len(keys), page_size),
+        table,
         softcap or 0.0,
         sinks=s_aux,
     )
@@ -155,8 +165,8 @@ def _layer(
 
 def _table(
     cache: Any, batch: Sequence[torch.Tensor], layer: _Layer, tokens: int, page_size: int
-) -> torch.Tensor:
-    """The group's page table, `[B, pages]` int32, made once a forward.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The group's page table `[B, pages]` and lengths `[B]`, int32, made once a forward.
 
     A graph that is being captured makes its own, or a replay would read an old one.
     """
@@ -165,16 +175,16 @@ def _table(
     tables = _TABLES.get(cache)
     if tables is None or tables.batch is not batch or tables.capturing != capturing:
         tables = _TABLES[cache] = _Tables(batch, capturing, {})
-    table = tables.of.get(layer.group)
-    if table is None:
+    known = tables.of.get(layer.group)
+    if known is None:
         if layer.gathers:
             slots = torch.arange(tokens, dtype=torch.int32, device=device)
-        elif layer.window:
-            slots = layer.read.masked_scatter(layer.read == cache.sentinel_index, layer.write)
         else:
             slots = layer.read if layer.read.numel() else layer.write
+            if layer.window:
+                slots = slots.masked_scatter(slots == cache.sentinel_index, layer.write)
         shape = len(layer.lengths) - 1, -(-layer.longest // page_size)
         table = torch.empty(shape, dtype=torch.int32, device=device)
         ragged_kv_indices_to_page_table(slots, layer.lengths, table, page_size=page_size)
-        tables.of[layer.group] = table
-    return table
+        known = tables.of[layer.group] = table, layer.lengths.diff()
+    return known
