@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,13 @@ pytest.importorskip("transformers")
 
 import transformers
 from tests.integrations._models import make, padded, small, tokens
-from transformers import AttentionInterface, BertConfig, BertModel, DynamicCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+)
 from transformers.masking_utils import create_chunked_causal_mask
 
 import archkey
@@ -173,9 +180,13 @@ def test_names_that_transformers_takes_for_others(name: str) -> None:
 
 
 def test_a_name_that_is_taken() -> None:
-    AttentionInterface.register("taken", test_dropout)
-    with pytest.raises(ArgumentValueError, match="'taken'"):
-        integration.register("taken")
+    for full in ("taken", "paged|half"):
+        AttentionInterface.register(full, test_dropout)
+        name = full.removeprefix("paged|")
+        with pytest.raises(ArgumentValueError, match=re.escape(repr(full))):
+            integration.register(name)
+        assert name not in AttentionMaskInterface()
+    assert "half" not in AttentionInterface()
 
 
 def test_registering_again_changes_nothing() -> None:

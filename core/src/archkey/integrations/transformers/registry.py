@@ -25,12 +25,14 @@ def register(name: str = "archkey") -> None:
     """
     if not name.isidentifier() or any(word in name for word in _THEIRS):
         bad_value(OP, "name", f"an identifier without {', '.join(_THEIRS)}", repr(name))
-    for interface, full, function in (
+    entries = (
         (AttentionInterface, name, attention),
         (AttentionMaskInterface, name, mask),
         # No mask under this name: transformers makes none then, and the batch's lengths say it all.
         (AttentionInterface, f"paged|{name}", paged_attention),
-    ):
+    )
+    for interface, full, function in entries:
         if interface().get(full, function) is not function:
             bad_value(OP, "name", "one that transformers does not know yet", repr(full))
+    for interface, full, function in entries:
         interface.register(full, function)
