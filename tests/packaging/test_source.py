@@ -86,6 +86,18 @@ def test_triton_is_imported_by_kernels_alone(path: Path) -> None:
     assert allowed or "triton" not in modules
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=name)
+def test_transformers_is_imported_by_its_integration_alone(path: Path) -> None:
+    room = CORE / "integrations/transformers"
+    modules = imports(path, lazily=True)
+    assert room in path.parents or not {
+        module
+        for module in modules
+        if module.partition(".")[0] == "transformers"
+        or module.startswith("archkey.integrations.transformers")
+    }
+
+
 @pytest.mark.parametrize("path", BODIES, ids=name)
 def test_bodies_know_nothing_of_devices_and_choices(path: Path) -> None:
     above = {"probe", "plugins", "selection", "session"}

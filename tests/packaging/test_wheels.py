@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from archkey.integrations.transformers import REQUIRES
+
 ROOT = Path(__file__).resolve().parents[2]
 MEMBERS = {
     path.parent.name: path.parent
@@ -64,6 +66,8 @@ def test_it_requires_what_it_should(wheel: zipfile.Path) -> None:
             extra = member.replace("_", "-")
             (rule,) = [r for r in rules if r.marker and r.marker.evaluate({"extra": extra})]
             assert str(rule).startswith(f"archkey-{extra}==0.1.*")
+    (rule,) = [r for r in rules if r.marker and r.marker.evaluate({"extra": "transformers"})]
+    assert str(rule).partition(";")[0] == str(Requirement(str(REQUIRES)))
 
 
 def test_it_holds_the_source_and_no_more(wheel: zipfile.Path) -> None:

@@ -12,6 +12,8 @@
     ├── RecordError              an evidence record cannot be read or written
     ├── CheckpointError          a model's description or files contradict themselves, or say what
     │                            is not known here             (also a ValueError)
+    ├── MissingDependency        what an extra of archkey installs is not there, or in a
+    │                            version that was not tested  (also an ImportError)
     ├── Unsupported              a valid request that this device cannot serve; carries its Decision
     │                                                              (also a NotImplementedError)
     └── FrozenError              a kernel had to be built after `session.freeze("error")`
@@ -35,6 +37,7 @@ __all__ = [
     "ArgumentValueError",
     "CheckpointError",
     "FrozenError",
+    "MissingDependency",
     "PluginError",
     "RecordError",
     "SettingError",
@@ -95,6 +98,10 @@ class RecordError(ArchkeyError):
 
 class CheckpointError(ArchkeyError, ValueError):
     """A checkpoint whose description cannot be read, is not known here, or contradicts itself."""
+
+
+class MissingDependency(ArchkeyError, ImportError):
+    """A distribution that an extra of archkey installs is missing, or outside of its range."""
 
 
 class Unsupported(ArchkeyError, NotImplementedError):

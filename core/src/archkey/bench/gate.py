@@ -16,7 +16,7 @@ import torch
 
 from archkey.conformance.guard import poison
 from archkey.conformance.judge import truth_of
-from archkey.conformance.tolerances import bound, distance
+from archkey.conformance.tolerances import bound, distance, source_of
 from archkey.kernel import resolve
 from archkey.session import Session
 
@@ -36,12 +36,12 @@ class Truth:
 
     problem   the operator's Problem
     outputs   float64, by name; those that the call does not ask for are absent
-    fp8       whether an input is FP8
+    source    what it is computed from, see `tolerances.source_of`
     """
 
     problem: Any
     outputs: Mapping[str, torch.Tensor]
-    fp8: bool
+    source: str
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,7 @@ def listen(session: Session, operator: str, inputs: Mapping[str, Any]) -> Truth:
     named = zip(contract.outputs, truth, strict=True)
     asked = dict(zip(contract.outputs, arguments[count:], strict=True))
     outputs = {name: value for name, value in named if asked[name] is not None}
-    fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in arguments[:count])
-    return Truth(problem, outputs, fp8)
+    return Truth(problem, outputs, source_of(arguments[:count]))
 
 
 def compare(
@@ -100,7 +99,7 @@ def compare(
 ) -> Verdict:
     """Judge `outputs`. A peer may leave some out, but not all."""
     verdicts = [
-        _one(operator, name, outputs[name], want, truth.fp8, peer)
+        _one(operator, name, outputs[name], want, truth.source, peer)
         for name, want in truth.outputs.items()
         if name in outputs
     ]
@@ -110,11 +109,11 @@ def compare(
 
 
 def _one(
-    operator: str, name: str, out: torch.Tensor, want: torch.Tensor, fp8: bool, peer: bool
+    operator: str, name: str, out: torch.Tensor, want: torch.Tensor, source: str, peer: bool
 ) -> Verdict:
-    allowed = bound(operator, name, out.dtype, "device", fp8).value
+    allowed = bound(operator, name, out.dtype, "device", source).value
     if peer and out.dtype.is_floating_point:
-        fp8 = fp8 or "float8" in str(out.dtype)
+        fp8 = source == "fp8" or "float8" in str(out.dtype)
         allowed = max(allowed, PEER_FP8_BOUND if fp8 else PEER_BOUND)
     error = distance(out, want, name)
     return Verdict(error <= allowed, error, allowed, name)

@@ -19,7 +19,7 @@ import torch
 from archkey.conformance.case import Arrangement, Case, Maker
 from archkey.conformance.guard import Guarded, poison
 from archkey.conformance.refusal import refused
-from archkey.conformance.tolerances import bound, distance
+from archkey.conformance.tolerances import bound, distance, source_of
 from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
@@ -111,10 +111,10 @@ class _Tap:
             outputs = arguments[len(operator.inputs) :]
             truth = truth_of(operator, inputs)
             found = self.found = self._run(operator, plan.run, arguments)
-            fp8 = any("float8" in str(getattr(value, "dtype", "")) for value in inputs)
+            source = source_of(inputs)
             for name, out, want in zip(operator.outputs, outputs, truth, strict=True):
                 if out is not None:
-                    allowed = bound(operator.name, name, out.dtype, self._level, fp8).value
+                    allowed = bound(operator.name, name, out.dtype, self._level, source).value
                     self.errors.append(Measured(distance(found[name], want, name), allowed, name))
                     out.copy_(found[name])
 

@@ -12,11 +12,12 @@ twentieth of that share in the worst row.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 
-__all__ = ["ANY", "Bound", "TABLE", "bound", "distance"]
+__all__ = ["ANY", "Bound", "TABLE", "bound", "distance", "source_of"]
 
 ANY = "*"
 
@@ -25,7 +26,8 @@ class Bound(NamedTuple):
     """The largest error that passes, for outputs that match; `ANY` matches all.
 
     operator, output  names
-    format            the output's dtype as torch writes it, after "fp8 " if an input is FP8
+    format            the output's dtype as torch writes it; after that of what it is computed from,
+                      see `source_of`, where that matters: "fp8 float32", "bfloat16 float16"
     level             the exam's level at which it holds
     """
 
@@ -40,6 +42,8 @@ class Bound(NamedTuple):
 LOGARITHMS = ("lse", "max_logits")
 """Outputs by that name are measured as logarithms, those of a vendor's operator too."""
 
+_WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
+
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on
 # average: 0.0016 for bfloat16 (p = 8), 0.0002 for float16 (p = 11). Twice that is allowed.
 TABLE = (
@@ -53,6 +57,16 @@ TABLE = (
         *(ANY, ANY, "bfloat16", "interpreted", 8e-3),
         "Triton's interpreter cuts a bfloat16 off instead of rounding it: 0.0032 on average",
     ),
+    Bound(
+        *("unified_attention", "lse", "fp8 float32", ANY, 1e-3),
+        "Hopper adds products of FP8 with 14 bits (DeepSeek-V3, 3.3.2): 6e-5 of scores up to 8",
+    ),
+    *(
+        Bound("unified_attention", "out", f"{source} {dtype}", ANY, 4e-3, _WEIGHTS)
+        for source in ("fp8", "bfloat16")
+        for dtype in ("float16", "float32")
+    ),
+    Bound("unified_attention", "out", "float16 float32", ANY, 5e-4, _WEIGHTS),
     *(
         Bound(ANY, name, "float32", ANY, 1.2e-4, "FlashMLA's tests allow its lse 8.01/65536")
         for name in LOGARITHMS
@@ -72,10 +86,16 @@ TABLE = (
 """Special rows first; the first that matches holds."""
 
 
-def bound(operator: str, output: str, dtype: torch.dtype, level: str, fp8: bool = False) -> Bound:
-    """The row for one output of an operator; `fp8`: an input is FP8."""
+def source_of(inputs: Iterable[Any]) -> str:
+    """What outputs are computed from: "fp8" if an input is, or the dtype of the first tensor."""
+    dtypes = [str(x.dtype).removeprefix("torch.") for x in inputs if isinstance(x, torch.Tensor)]
+    return "fp8" if any("float8" in dtype for dtype in dtypes) else next(iter(dtypes), "")
+
+
+def bound(operator: str, output: str, dtype: torch.dtype, level: str, source: str = "") -> Bound:
+    """The row for one output of an operator; `source` is what `source_of` says of its inputs."""
     name = str(dtype).removeprefix("torch.")
-    formats = (ANY, name, f"fp8 {name}") if fp8 else (ANY, name)
+    formats = (ANY, name, f"{source} {name}")
     return next(
         row
         for row in TABLE
