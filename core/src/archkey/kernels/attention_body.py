@@ -153,8 +153,9 @@ def _attend(
     slots = (lane % PAGE if FIXED else tl.zeros_like(lane)).to(tl.int64)[:, None]
     k_lane = k + slots * k_slot_stride * KV_UNIT + d
     v_lane = v + slots * v_slot_stride * KV_UNIT + dv
-    # One factor of products, applied within the exponent where nothing comes between.
-    factor = scale * LOG2E if PLAIN else 1.0
+    # Applied within the exponent, after the mask: a product that is rounded into a sum in one loop
+    # must be in all of them, or a row's bits would tell which keys another row does not see.
+    factor = scale * LOG2E if PLAIN else LOG2E
     # Pages are read a step ahead: keys that waited for them would not be on their way in time. They
     # are taken along as they were read; Triton 3.6 pipelines nothing if this step computes on them.
     j = begin + lane
@@ -189,7 +190,6 @@ def _attend(
                 known = (other >= 0) & (other <= t[:, None]) & (t < queries)[:, None]
                 place = t.to(tl.int64)[:, None] * qq_bias_stride + other
                 score += tl.load(qq_bias + place, known, other=0).to(tl.float32)
-            score *= LOG2E
         if MASKED:
             seen = (j[None, :] <= position) & there[None, :]
             if WINDOW:

@@ -68,7 +68,7 @@ def _cut(
     return length, Sequence(whole.q[begin:end], whole.k[seen], whole.v[seen])
 
 
-_LENGTHS = ((1, 140), (0, 7), (31, 61), (9, 9), (1, 16))
+_LENGTHS = ((1, 140), (0, 7), (31, 161), (9, 9), (1, 16))
 _SERVED = ((1, 4), (1, 1001), (1, 1998), (1, 2995), (1, 9000), (33, 900), (130, 130), (3, 3))
 
 _FP8: dict[str, Any] = {"dtype": "fp8", "descales": (0.75, 0.5, 0.25), "kinds": ("tensor",) * 3}
@@ -97,6 +97,8 @@ _LARGE: tuple[dict[str, Any], ...] = (
     {"heads": (5, 1), "dims": (128, 128), **_CACHE, "page": 64},
     {"heads": (16, 2), "window": 128, "sinks": "bf16"},
     {"heads": (16, 2), "dims": (128, 128), **_FP8},
+    {"heads": (16, 2), "window": 128, "sinks": "bf16", "softcap": 30.0},
+    {"heads": (8, 2), "dims": (128, 128), "alibi": "bf16"},
 )
 
 
