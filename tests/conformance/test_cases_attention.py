@@ -51,7 +51,7 @@ def test_a_case_counts_the_elements_that_differ(monkeypatch: pytest.MonkeyPatch)
         return out, lse
 
     _wrong.put_in_place(monkeypatch, _mistakes_attention.results(change))
-    case = next(case for case in named(OP, "same bits in any batch") if "out=fp32" in case.label)
+    case = next(case for case in named(OP, "same bits in any batch") if "dtype=fp32" in case.label)
     result = judge(archkey.open("cpu"), case)
     tokens = sum(q_len for q_len, _ in case.inputs.lengths)  # type: ignore[attr-defined]
     assert (result.error, result.tolerance, result.passed) == (tokens, 0.0, False)

@@ -9,7 +9,7 @@ to that worker.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 
 from archkey.conformance.case import Case
 from archkey.conformance.examine import Options, case_of, strategy_of
-from archkey.conformance.judge import calls_of, implementation_of
+from archkey.conformance.judge import implementation_of, maker_of
 from archkey.conformance.levels import RANDOM, Item, Outcome
 from archkey.ops import Problem
 from archkey.session import Session
@@ -38,7 +38,7 @@ def build(
     def one(case: Case) -> None:
         implementation = implementation_of(session, case)
         with suppress(Exception, SystemExit), torch.inference_mode():
-            for inputs in calls_of(session, case, options.seed):
+            for inputs in _calls(session, case, options.seed):
                 implementation(tap, **inputs)
 
     begin(item.case)
@@ -50,6 +50,13 @@ def build(
 
             each(strategy, options.examples, options.seed, one)
     return Outcome(item, "skipped", reason="built, not run")
+
+
+def _calls(session: Session, case: Case, seed: int) -> Iterator[Mapping[str, Any]]:
+    """The keyword arguments of each call of `case`, one after the other."""
+    yield case.inputs(maker_of(session, seed))
+    for arrangement in case.again(maker_of(session, seed)) if case.again else ():
+        yield arrangement.inputs
 
 
 class _Tap:

@@ -9,7 +9,7 @@ kernel runs on copies between poisoned guards, with outputs that start as NaN.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -30,7 +30,6 @@ from archkey.session import Session
 
 __all__ = [
     "Result",
-    "calls_of",
     "implementation_of",
     "judge",
     "maker_of",
@@ -209,13 +208,6 @@ def judge(
 def implementation_of(session: Session, case: Case) -> Callable[..., Any]:
     """The function `(session, **inputs)` behind the operator's public one."""
     return resolve(session.operators[case.operator].function).__wrapped__  # type: ignore[no-any-return]
-
-
-def calls_of(session: Session, case: Case, seed: int) -> Iterator[Mapping[str, Any]]:
-    """The keyword arguments of each call of `case`, in the order in which they are judged."""
-    yield case.inputs(maker_of(session, seed))
-    for arrangement in case.again(maker_of(session, seed)) if case.again else ():
-        yield arrangement.inputs
 
 
 def _again(
