@@ -22,6 +22,8 @@ from archkey.integrations import transformers as integration
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use"),
+    # A static cache is compiled, and torch's compiler warns of torch.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 DEVICE = "cuda"
 SIZES = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 8, "head_dim": 64}

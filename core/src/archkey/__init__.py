@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from archkey import checkpoint as checkpoint
     from archkey.errors import ArchkeyError as ArchkeyError
+    from archkey.errors import FrozenError as FrozenError
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
     from archkey.kernel import Kernel as Kernel
@@ -59,6 +60,7 @@ _HOME = {
     "ArchkeyError": "errors",
     "Capability": "capabilities",
     "Device": "probe",
+    "FrozenError": "errors",
     "Kernel": "kernel",
     "Session": "session",
     "Target": "target",

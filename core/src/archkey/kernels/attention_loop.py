@@ -131,7 +131,10 @@ def attend(
             score = tl.where(seen, score, float("-inf"))
         highest = tl.maximum(top, tl.max(score, 1) * factor)
         level = level_of(highest)
-        weight = tl.exp2(score * factor - level[:, None])
+        exponent = score * factor - level[:, None]
+        if qq_bias is not None:  # what a fused multiplication leaves of a huge bias may be more
+            exponent = tl.minimum(exponent, 0.0)
+        weight = tl.exp2(exponent)
         shrink = tl.exp2(top - level)
         mass = mass * shrink + tl.sum(weight, 1)
         value = real(value, FP8, WIDE, INTERPRETED)

@@ -32,6 +32,8 @@ else:
 
 OP = "unified_attention"
 MAX_HEAD_DIM = 512
+_FARTHEST = 2**31 - 1
+"""From page to page; a page's number times it has 64 bits."""
 
 # What an engine may ask for beyond the contract, and why that is refused.
 _EXTRAS = MappingProxyType(
@@ -88,6 +90,10 @@ def operands(
         hint = "The latent cache of MLA is mla_decode's."
         bad_value(OP, "the head dim", f"1 to {MAX_HEAD_DIM}", width, hint)
     page_size, kv_heads = shape[1], shape[2]
+    for name, cache in (("k", k), ("v", v)):
+        if cache.stride(0) > _FARTHEST:
+            expected = f"with pages at most {_FARTHEST} elements apart"
+            bad_value(OP, name, expected, cache.stride(0))
     if page_size < 1:
         bad_value(OP, "k's page size", "1 or more", page_size)
     if kv_heads < 1 or heads < 1 or heads % kv_heads:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 else:
     from archkey._torch import torch
 
-__all__ = ["OPERATORS", "unified_attention"]
+__all__ = ["OPERATORS", "UnifiedAttentionProblem", "unified_attention"]
 
 OP = "unified_attention"
 INF = float("inf")

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
     from archkey.session import Session
 
-__all__ = ["OPERATORS", "ragged_kv_indices_to_page_table", "req_to_token_to_page_table"]
+__all__ = [
+    "OPERATORS",
+    "RaggedPageTableProblem",
+    "RequestPageTableProblem",
+    "ragged_kv_indices_to_page_table",
+    "req_to_token_to_page_table",
+]
 
 RAGGED = "ragged_kv_indices_to_page_table"
 REQUESTS = "req_to_token_to_page_table"

@@ -25,6 +25,8 @@ _MODELS: dict[str, tuple[tuple[int, int], int]] = {
 
 _LLAMA = "Llama-3-70B"
 _WINDOW = {"window": 4 * KILO}
+_INVARIANT = {"invariant": True}
+"""What it costs that a result does not depend on the batch."""
 _SINKS: dict[str, Any] = {"window": 128, "sinks": "bf16"}
 _FP8_CACHE: dict[str, Any] = {
     "cache": "fp8",
@@ -68,6 +70,10 @@ _ROWS: tuple[tuple[str, int, Any, tuple[int, ...], str, dict[str, Any]], ...] = 
     (_LLAMA, 1, _decode(128, 32 * KILO), (16,), "window 4096", _WINDOW),
     (_LLAMA, 1, _prefill(2, 16 * KILO), (16,), "window 4096", _WINDOW),
     (_LLAMA, 1, _VERIFY, (16, 64), "", {}),
+    *(
+        (_LLAMA, 1, sizes, (16,), "batch invariant", _INVARIANT)
+        for sizes in (_DECODE_8K, _decode(1, 32 * KILO), _VERIFY, _prefill(8, 4 * KILO), _MIX)
+    ),
     (_LLAMA, 8, _DECODE_8K, (16,), "", {}),
     ("Qwen3.5-397B", 4, _decode(64, 8 * KILO), (16,), "", {}),
     ("Qwen3.5-397B", 8, _VERIFY, (16,), "", {}),
