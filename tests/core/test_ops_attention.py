@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.core._attention import BF16, TYPE, VALUE, Recorder, call_inputs, fp8
 
+from archkey.ops import _attention_checks as check
 from archkey.ops.attention import OPERATORS, UnifiedAttentionProblem, unified_attention
 from archkey.reference import attention as reference
 
@@ -201,3 +202,10 @@ def test_any_page_size(page_size: int) -> None:
     got = unified_attention(**one)
     flat = one | {"k": keys[None], "v": values[None], "block_table": torch.zeros(1, 1).int()}
     assert torch.equal(got, unified_attention(**(flat | {"out": torch.empty_like(got)})))
+
+
+def test_pages_too_far_apart_are_refused() -> None:
+    """Kernels multiply a page by a distance of 32 bits."""
+    far = torch.empty_strided((2, 16, 2, 32), (2**31, 64, 32, 1), dtype=BF16, device="meta")
+    with pytest.raises(VALUE, match="2147483647 elements apart"):
+        check.operands(Recorder(), far[0, :4].reshape(4, 2, 32), far, far, "NHD", None)

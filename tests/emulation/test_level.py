@@ -77,6 +77,9 @@ CASES = (
     ("fused_qk_rmsnorm", "NaN and infinity"),
     ("rmsnorm_quant", "NaN and infinity: tokens=5, width=512, quant=fp8_token"),
     ("rmsnorm_quant", "NaN and infinity: tokens=5, width=512, quant=mxfp4"),
+    ("unified_attention", "two sequences"),
+    ("unified_attention", "FP8 codes of the device"),
+    ("req_to_token_to_page_table", ""),
 )
 
 

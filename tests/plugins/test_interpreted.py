@@ -13,7 +13,7 @@ import torch
 
 import archkey
 from archkey.conformance.case import Case, Maker
-from archkey.conformance.cases.attention import table_edges
+from archkey.conformance.cases.attention import edges, invariant, table_edges
 from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
@@ -84,6 +84,52 @@ def test_page_tables_agree_with_reference(case: Case) -> None:
     """On one target, since none has numbers of its own."""
     result = judge(archkey.open("cuda_sm90"), case)
     assert result.kernel == "cuda_sm90:triton"
+    assert result.passed, result
+
+
+# One of each thing that attention can be asked for; the exam has four hundred.
+ATTENTION = [
+    next(case for case in edges.CASES if case.model == about)
+    for about in (
+        "two sequences",
+        "query rows packed with heads",
+        "head dim 192",
+        "head dims 100 and 111",
+        "page 20",
+        "page 64",
+        "many tiles of queries",
+        "more queries than keys",
+        "no sequences",
+        "keys before the window are gone",
+        "window of 16 keys in a prefill",
+        "heads without a sink",
+        "bias is a tree",
+        "all options at once",
+        "float32",
+        "FP8 codes of the device",
+        "FP8 cache of unquantised queries",
+        "FP8 output saturates",
+        "cache HND",
+        "workspace of the caller",
+        "more segments than keys",
+        "far k heads",
+        "far descales",
+    )
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", ATTENTION, ids=lambda case: case.name)
+def test_attention_agrees_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case, level="interpreted")
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("target", ["cuda_sm90", "rocm_gfx942"])
+def test_attention_is_batch_invariant(target: str) -> None:
+    case = next(case for case in invariant.CASES if case.edge and "window" in case.label)
+    result = judge(archkey.open(target), case, level="interpreted")
     assert result.passed, result
 
 
