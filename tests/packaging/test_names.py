@@ -51,6 +51,7 @@ def test_public_names() -> None:
         "ArchkeyError",
         "Capability",
         "Device",
+        "FrozenError",
         "Kernel",
         "Session",
         "Target",
