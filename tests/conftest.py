@@ -33,6 +33,8 @@ from archkey.settings import settings
 
 torch.set_num_threads(1)
 
+INTERPRETED = os.environ["TRITON_INTERPRET"]
+
 # A developer's own settings must not reach the tests. archkey has not read them yet.
 for _name in [name for name in os.environ if name.startswith("ARCHKEY_")]:
     del os.environ[_name]
@@ -41,6 +43,12 @@ for _name in [name for name in os.environ if name.startswith("ARCHKEY_")]:
 os.environ["ARCHKEY_DATA_DIR"] = tempfile.mkdtemp(prefix="archkey-tests-")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bodies are what they were defined as, whatever a test before has left in the environment."""
+    monkeypatch.setenv("TRITON_INTERPRET", INTERPRETED)
 
 
 @pytest.fixture(autouse=True)
