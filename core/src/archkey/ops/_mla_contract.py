@@ -12,12 +12,14 @@ from archkey.ops._contract import Operator
 class MlaDecodeProblem(NamedTuple):
     """Absorbed MLA over a paged latent cache.
 
-    q_len     query tokens of a sequence at most, rounded up to a power of two
+    q_len     query tokens of a sequence at most, rounded up to a power of two; 0: any number, with
+              batch_invariant, which must not depend on it
     ragged    q is `[T, H, d]` with cu_seqlens_q
     causal    False where q_len is 1: a lone query sees every key either way
     window    whether keys left of a window are masked
     *_descale  "none", "number" or "tensor" (one float32 element on the device)
     aligned   q, cache and out: pointers and strides are multiples of 16 bytes
+    batch_invariant  a row's bits follow from its own sequence alone
     """
 
     dtype: str
@@ -36,6 +38,7 @@ class MlaDecodeProblem(NamedTuple):
     return_lse: bool = False
     aligned: bool = True
     pdl: bool = False
+    batch_invariant: bool = False
     operator: str = "mla_decode"
 
 
@@ -44,6 +47,7 @@ class MlaPrefillProblem(NamedTuple):
 
     *_descale  "none", "number" or "tensor" (one float32 element on the device)
     aligned   q, k, v and out: pointers and strides are multiples of 16 bytes
+    batch_invariant  a row's bits follow from its own sequence alone
     """
 
     dtype: str
@@ -59,6 +63,7 @@ class MlaPrefillProblem(NamedTuple):
     return_lse: bool = False
     aligned: bool = True
     pdl: bool = False
+    batch_invariant: bool = False
     operator: str = "mla_prefill"
 
 
@@ -99,6 +104,8 @@ OPERATORS = (
             "head_dim_v",
             "causal",
             "window_left",
+            "num_splits",
+            "batch_invariant",
         ),
         outputs=("out", "lse"),
         reference="archkey.reference.mla:mla_decode",
@@ -118,6 +125,9 @@ OPERATORS = (
                 ),
                 "DeepSeek-V3 FP8 cache": MlaDecodeProblem(
                     "bfloat16", "float8_e4m3fn", "bfloat16", 128, kv_descale="number"
+                ),
+                "DeepSeek-V3 TP8, batch invariant": MlaDecodeProblem(
+                    *_BF16, 16, q_len=0, causal=True, batch_invariant=True
                 ),
             }
         ),
@@ -139,6 +149,7 @@ OPERATORS = (
             "v_descale",
             "softmax_scale",
             "causal",
+            "batch_invariant",
         ),
         outputs=("out", "lse"),
         reference="archkey.reference.mla:mla_prefill",

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from archkey.session import Session
 
 PAGE_SIZES = (1, 16, 32, 64, 128)
+MOST_SPLITS = 1024
 PREFILL_DIMS = ((192, 128), (256, 256), (128, 128))
 
 
@@ -51,6 +52,8 @@ def decode_problem(
     lse: torch.Tensor | None,
     return_lse: bool,
     pdl: bool,
+    num_splits: int,
+    batch_invariant: bool,
 ) -> tuple[MlaDecodeProblem, int, int]:
     """Check the metadata of `mla_decode`; outputs may be left to be allocated.
 
@@ -64,10 +67,14 @@ def decode_problem(
     if window and longest > 1:
         hint = "Decode one token at a time, or attend without a window."
         unsupported(op, "q_len with window_left >= 0", "1", longest, hint)
+    if not 0 <= num_splits <= (1 if batch_invariant else MOST_SPLITS):
+        expected = "0 or 1 with batch_invariant" if batch_invariant else f"from 0 to {MOST_SPLITS}"
+        bad_value(op, "num_splits", expected, num_splits)
     *lead, heads, head_dim = q.shape
     device = q.device
     out_dtype = checks.out_dtype_of(op, out, (*lead, heads, head_dim_v), dtype, device)
     checks.check_out_stat(op, "lse", lse, (math.prod(lead), heads), device)
+    any_q_len = batch_invariant and not window
     problem = MlaDecodeProblem(
         dtype,
         kv_dtype,
@@ -76,15 +83,16 @@ def decode_problem(
         head_dim,
         head_dim_v,
         cache.shape[1],
-        1 << (longest - 1).bit_length() if longest else 1,
+        0 if any_q_len else 1 << (longest - 1).bit_length() if longest else 1,
         cu_seqlens_q is not None,
-        causal and longest > 1,
+        causal and (any_q_len or longest > 1),
         window,
         checks.descale_of(op, "q_descale", descales[0], device),
         checks.descale_of(op, "kv_descale", descales[1], device),
         return_lse or lse is not None,
         checks.is_aligned(2 * head_dim_v, q, cache, out),
         pdl,
+        batch_invariant,
     )
     return problem, longest, block_table.shape[1] * problem.page_size
 
@@ -160,6 +168,7 @@ def prefill_problem(
     lse: torch.Tensor | None,
     return_lse: bool,
     pdl: bool,
+    batch_invariant: bool,
 ) -> MlaPrefillProblem:
     """Check the metadata of `mla_prefill` and make its key; outputs may be left to be allocated."""
     op = "mla_prefill"
@@ -185,6 +194,7 @@ def prefill_problem(
         return_lse or lse is not None,
         checks.is_aligned(2 * head_dim_v, q, k, v, out),
         pdl,
+        batch_invariant,
     )
 
 

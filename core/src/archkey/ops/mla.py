@@ -75,6 +75,8 @@ def mla_decode(
     plan: Plan | None = None,
     enable_pdl: bool | None = None,
     sm_scale: float | None = None,
+    num_splits: int = 0,
+    batch_invariant: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention of a few query tokens a sequence over its latent cache; V is the head of K's row.
 
@@ -91,6 +93,10 @@ def mla_decode(
     out            `[..., H, head_dim_v]`, bfloat16 or float16; default q's dtype, bfloat16 for FP8
     lse            float32 `[T, H]`, any strides; written if given or return_lse
     plan           a plan of `session.plan` for this very problem
+    num_splits     parts that each sequence's keys are cut into, summed in order by a second
+                   launch; 0: as many as fill the device, from shapes and max_seqlen_k alone
+    batch_invariant  a query's result is the same to the bit whatever else is in the batch, and
+                   however many queries of its sequence come together; keys are not split then
 
     Returns out, or (out, lse) with return_lse; rows of q past the last sequence are empty rows.
     Raises ArgumentValueError or ArgumentTypeError before anything is written; Unsupported for a
@@ -109,6 +115,8 @@ def mla_decode(
         window,
         return_lse,
         enable_pdl,
+        num_splits,
+        batch_invariant,
     )
     known = session.problems.get(key)
     if known is None:
@@ -116,6 +124,7 @@ def mla_decode(
         known = decode_problem(
             session, q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, max_seqlen_q,
             (q_descale, kv_descale), head_dim_v, causal, window, out, lse, return_lse, pdl,
+            num_splits, batch_invariant,
         )  # fmt: skip
         remember(session.problems, key, known)
     problem, longest, room = known
@@ -137,7 +146,8 @@ def mla_decode(
     if out.numel():
         run(
             q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, longest, max_seqlen_k,
-            q_descale, kv_descale, scale, head_dim_v, causal, window_left, out, lse,
+            q_descale, kv_descale, scale, head_dim_v, causal, window_left, num_splits,
+            batch_invariant, out, lse,
         )  # fmt: skip
     return (out, lse) if return_lse else out  # type: ignore[return-value]
 
@@ -163,6 +173,7 @@ def mla_prefill(
     return_lse: bool = False,
     enable_pdl: bool | None = None,
     sm_scale: float | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Ragged attention of new tokens over their keys, or over a chunk of a cached prefix.
 
@@ -175,6 +186,8 @@ def mla_prefill(
     *_descale      `real = stored * descale`: a number or one float32 element
     out            `[Tq, H, dv]`, bfloat16 or float16; default q's dtype, bfloat16 for FP8
     lse            float32 `[Tq, H]`, any strides; written if given or return_lse
+    batch_invariant  a query's result is the same to the bit whatever else is in the batch, and
+                   however many queries of its sequence come together
 
     Returns out, or (out, lse) with return_lse; two such pairs go into `merge_attn_states`. Rows of
     q past the last sequence are empty rows.
@@ -188,13 +201,14 @@ def mla_prefill(
         causal,
         return_lse,
         enable_pdl,
+        batch_invariant,
     )
     problem = session.problems.get(key)
     if problem is None:
         pdl = enable_pdl is not False and session.pdl
         problem = prefill_problem(
             session, q, k, v, cu_seqlens_q, cu_seqlens_k, causal,
-            (q_descale, k_descale, v_descale), out, lse, return_lse, pdl,
+            (q_descale, k_descale, v_descale), out, lse, return_lse, pdl, batch_invariant,
         )  # fmt: skip
         remember(session.problems, key, problem)
     if torch.is_grad_enabled():
@@ -210,7 +224,7 @@ def mla_prefill(
     if out.numel():
         run(
             q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-            q_descale, k_descale, v_descale, scale, causal, out, lse,
+            q_descale, k_descale, v_descale, scale, causal, batch_invariant, out, lse,
         )  # fmt: skip
     return (out, lse) if return_lse else out  # type: ignore[return-value]
 

@@ -10,6 +10,7 @@ w >= 0, if `j >= p - w`. `s_ij = scale * q_i . k_j`, `lse_i = ln sum_j exp(s_ij)
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 
@@ -33,6 +34,8 @@ def mla_decode(
     head_dim_v: int,
     causal: bool,
     window_left: int,
+    num_splits: int = 0,
+    batch_invariant: bool = False,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +47,9 @@ def mla_decode(
     cache_seqlens  `[B]` int32, the query tokens included
     max_seqlen_*   bounds for the size of a grid; not needed here
     *_descale      None, a number or a one-element tensor: `real = stored * descale`
+    num_splits     how a kernel cuts the keys; not needed here
+    batch_invariant  one query at a time, over its own keys: the order of torch's sums depends on
+                   the shape of a product, which is then the same in every batch
 
     Returns out `[..., H, head_dim_v]` with q's leading shape, and lse `[T, H]`.
     """
@@ -54,16 +60,19 @@ def mla_decode(
     first_rows = _first_rows(q, cu_seqlens_q)
 
     for b, length in enumerate(cache_seqlens.tolist()):
-        rows = slice(first_rows[b], first_rows[b + 1])
-        sees = visible(rows.stop - rows.start, length, causal, window_left, device=q.device)
-        used = sees.any(0)  # a key that no row sees may lie in a freed page
-        if not used.any():
-            continue
-        keys = _gather(kv_cache, block_table[b], used.nonzero().squeeze(1))
-        kv = _real(keys, kv_descale, compute_dtype)  # [L, d]
-        scores = softmax_scale * _real(ragged[rows], q_descale, compute_dtype) @ kv.T  # [n, H, L]
-        p, lse[rows] = softmax_lse(scores.masked_fill(~sees[:, None, used], -torch.inf))
-        out[rows] = p @ kv[:, :head_dim_v]
+        first, stop = first_rows[b], first_rows[b + 1]
+        visibly = visible(stop - first, length, causal, window_left, device=q.device)
+        for rows in _slices(first, stop, 1 if batch_invariant else stop - first):
+            sees = visibly[rows.start - first : rows.stop - first]
+            used = sees.any(0)  # a key that no row sees may lie in a freed page
+            if not used.any():
+                continue
+            keys = _gather(kv_cache, block_table[b], used.nonzero().squeeze(1))
+            kv = _real(keys, kv_descale, compute_dtype)  # [L, d]
+            queries = _real(ragged[rows], q_descale, compute_dtype)
+            scores = softmax_scale * queries @ kv.T  # [n, H, L]
+            p, lse[rows] = softmax_lse(scores.masked_fill(~sees[:, None, used], -torch.inf))
+            out[rows] = p @ kv[:, :head_dim_v]
     return out.reshape(*q.shape[:-1], head_dim_v), lse
 
 
@@ -80,6 +89,7 @@ def mla_prefill(
     v_descale: Descale,
     softmax_scale: float,
     causal: bool,
+    batch_invariant: bool = False,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,6 +98,7 @@ def mla_prefill(
     q `[Tq, H, dqk]`, k `[Tk, Hk, dqk]`, v `[Tk, Hk, dv]`; head h reads KV head `h // (H / Hk)`
     cu_seqlens_q, cu_seqlens_k  `[B + 1]` int32, may repeat (an empty sequence)
     max_seqlen_*  bounds for the size of a grid; not needed here
+    batch_invariant  one query at a time, over the keys that it sees, as in `mla_decode`
 
     Returns out `[Tq, H, dv]` and lse `[Tq, H]`.
     """
@@ -101,13 +112,13 @@ def mla_prefill(
         keys = _real(k[k_start:k_stop], k_descale, compute_dtype).repeat_interleave(group, 1)
         values = _real(v[k_start:k_stop], v_descale, compute_dtype).repeat_interleave(group, 1)
         sees = visible(q_stop - q_start, k_stop - k_start, causal, -1, device=q.device)
-        for start in range(q_start, q_stop, _ROWS):
-            rows = slice(start, min(start + _ROWS, q_stop))
+        for rows in _slices(q_start, q_stop, 1 if batch_invariant else _ROWS):
+            seen = sees[rows.start - q_start : rows.stop - q_start]
+            used = seen.any(0)
             queries = _real(q[rows], q_descale, compute_dtype)
-            scores = softmax_scale * torch.einsum("nhd,mhd->hnm", queries, keys)
-            hidden = ~sees[rows.start - q_start : rows.stop - q_start]
-            p, row_lse = softmax_lse(scores.masked_fill(hidden, -torch.inf))
-            out[rows] = torch.einsum("hnm,mhv->nhv", p, values)
+            scores = softmax_scale * torch.einsum("nhd,mhd->hnm", queries, keys[used])
+            p, row_lse = softmax_lse(scores.masked_fill(~seen[:, used], -torch.inf))
+            out[rows] = torch.einsum("hnm,mhv->nhv", p, values[used])
             lse[rows] = row_lse.T
     return out, lse
 
@@ -182,3 +193,8 @@ def _first_rows(q: torch.Tensor, cu_seqlens_q: torch.Tensor | None) -> list[int]
 
 def _spans(cu_seqlens: torch.Tensor) -> list[tuple[int, int]]:
     return list(itertools.pairwise(cu_seqlens.tolist()))
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    """The rows from start to stop, `size` at a time."""
+    return (slice(row, min(row + size, stop)) for row in range(start, stop, max(size, 1)))
