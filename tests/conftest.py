@@ -46,9 +46,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bodies are what they were defined as, whatever a test before has left in the environment."""
-    monkeypatch.setenv("TRITON_INTERPRET", INTERPRETED)
+def one_answer() -> None:
+    """Whoever changes this changes what every body defined from then on is.
+
+    As did a helper module here called `kernels`, which transformers took for the package.
+    """
+    assert os.environ.get("TRITON_INTERPRET") == INTERPRETED, "changed while tests were collected"
 
 
 @pytest.fixture(autouse=True)
