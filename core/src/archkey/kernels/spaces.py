@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
+from archkey.kernels.mla_decode_tunings import MlaDecodeTile, MlaDecodeTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
 
-__all__ = ["ATTENTION", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
+__all__ = ["ATTENTION", "MLA_DECODE", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
 
 _THREADS = 1024
 """Most threads of a block on either vendor's hardware."""
@@ -57,7 +58,9 @@ def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) 
     return _mxfp4_linear(values, capabilities, 4)
 
 
-def _tiles(*tiles: tuple[LinearTile | AttentionTile, ...]) -> dict[str, tuple[Any, ...]]:
+def _tiles(
+    *tiles: tuple[LinearTile | AttentionTile | MlaDecodeTile, ...],
+) -> dict[str, tuple[Any, ...]]:
     """Those for few rows, for some, and for any number, each with each."""
     return {"tiles": tuple(itertools.product(*tiles))}
 
@@ -137,4 +140,38 @@ ATTENTION = Space(
         ),
     ),
     _attention,
+)
+
+
+_LATENT = 512
+_ROW_BYTES = 2 * (_LATENT + 64)
+"""A row of the latent cache in 16 bits."""
+
+
+def _mla_decode(values: MlaDecodeTuning, capabilities: Capabilities) -> bool:
+    """Sums in at most 128 registers a thread; the queries and the keys on their way in memory."""
+    room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
+    return all(
+        tile.rows * _LATENT <= 128 * tile.num_warps * lanes
+        and tile.keys * tile.stages * _ROW_BYTES <= room
+        for tile in values.tiles
+    )
+
+
+MLA_DECODE = Space(
+    _tiles(
+        tuple(
+            MlaDecodeTile(rows, rows, keys, 4, stages, fill)
+            for rows in (16,)
+            for keys, stages in ((16, 4), (32, 2), (32, 4), (64, 1), (64, 2))
+            for fill in (1, 2, 3)
+        ),
+        tuple(
+            MlaDecodeTile(0, rows, keys, num_warps, stages, fill)
+            for rows, num_warps in ((16, 4), (32, 4), (64, 8))
+            for keys, stages in ((32, 2), (32, 3), (64, 1), (64, 2))
+            for fill in (1, 2)
+        ),
+    ),
+    _mla_decode,
 )
