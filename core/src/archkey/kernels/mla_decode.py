@@ -8,25 +8,28 @@ follow from shapes and from `max_seqlen_k` alone, so that a captured call serves
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from archkey.kernels.attention_programs import factor_kind, flavour, pointer
 from archkey.kernels.mla_decode_body import mla_decode_body, mla_decode_segments_body
-from archkey.kernels.mla_decode_tunings import MlaDecodeTile, MlaDecodeTuning
+from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.launch import Build, Program, interpreting
 
 if TYPE_CHECKING:
     from archkey.kernel import Run
     from archkey.ops.mla import MlaDecodeProblem
 
-__all__ = ["build_mla_decode"]
+__all__ = ["build_mla_decode", "decode_program", "run_of"]
 
 _UNITS = 128
 """Compute units of a device that does not say: pretended ones, of this size as a rule."""
-_LEAST = 128
-"""Keys that a segment has at least: fewer do not pay for its start and its sum."""
+_LEAST = 64
+"""Keys that a segment has at least."""
+_START, _MERGE, _ADD = 128, 128, 4
+"""What the start of a program, the second launch and a sum take, in the time of a key in a step."""
 _TOGETHER = 8
 """Segments that the second body adds at once."""
 _Q = ("q_sequence_stride", "q_stride", "q_head_stride")
@@ -42,11 +45,17 @@ _OUT = (
 def build_mla_decode(problem: MlaDecodeProblem, build: Build) -> Run:
     """`run(q, kv_cache, .., lse)`, in the order of the operator's inputs and outputs."""
     tuning: MlaDecodeTuning = build.tuning(problem)
+    return run_of(problem, build, tuning, decode_program(problem, tuning))
+
+
+def run_of(
+    problem: MlaDecodeProblem, build: Build, tuning: MlaDecodeTuning, program: Program
+) -> Run:
+    """`run` with a body of the parameters of `mla_decode_body`, which may be another's."""
     heads, width = problem.heads, problem.head_dim_v
-    tile = tuning.tile_for(heads * problem.q_len)
-    launch = build.compile(_program(problem, tile))
+    launch = build.compile(program)
     merge = None if problem.batch_invariant else build.compile(_segments_program(problem))
-    units = build.device.compute_units or _UNITS
+    slots = (build.device.compute_units or _UNITS) * tuning.resident
     q_unit, kv_unit, out_unit = _units_of(problem)
     codes = interpreting()
 
@@ -76,30 +85,29 @@ def build_mla_decode(problem: MlaDecodeProblem, build: Build) -> Run:
         sequences = cache_seqlens.shape[0]
         if cu_seqlens_q is None:
             queries, tokens = q.shape[1], sequences * q.shape[1]
-            tiles = -(-queries * heads // tile.rows) * sequences
-            q_strides, out_strides = q.stride()[:3], out.stride()[:3]
+            tiles = -(-queries * heads // tuning.rows) * sequences
+            q_steps, out_steps = q.stride()[:3], out.stride()[:3]
         else:
             queries = tokens = q.shape[0]
-            tiles = tokens * heads // tile.rows + sequences + 1
-            q_strides, out_strides = (0, *q.stride()[:2]), (0, *out.stride()[:2])
+            tiles = tokens * heads // tuning.rows + sequences + 1
+            q_steps, out_steps = (0, *q.stride()[:2]), (0, *out.stride()[:2])
         keys = max_seqlen_k if window_left < 0 else min(max_seqlen_k, window_left + 1)
-        split, parts = 1, (None, None, None)
-        if merge is not None:
-            split = num_splits or _split(tile, units, tiles, keys)
+        split = 1 if merge is None else num_splits or split_of(slots, tiles, keys)
+        parts: tuple[Any, ...] = (None, None, None)
         if split > 1:
             totals = q.new_empty((tokens * heads, split, width), dtype=torch.float32)
             tops, masses = q.new_empty((2, tokens * heads, split), dtype=torch.float32)
             parts = totals, tops, masses
-        out_strides = [stride // out_unit for stride in out_strides]
+        out_strides = [stride // out_unit for stride in out_steps]
         out_strides += (0, 0) if lse is None else lse.stride()
         launch(
             (tiles, split, 1), q, kv_cache, block_table, cache_seqlens, cu_seqlens_q, q_descale,
             kv_descale, out, lse, *parts, tokens, sequences, queries, split, window_left,
-            softmax_scale, *(stride // q_unit for stride in q_strides),
+            softmax_scale, *(stride // q_unit for stride in q_steps),
             kv_cache.stride(0) // kv_unit, kv_cache.stride(1) // kv_unit, *out_strides,
             block_table.stride(0),
         )  # fmt: skip
-        if split > 1:
+        if merge is not None and split > 1:
             merge(
                 (tokens * heads, 1, 1), kv_descale, out, lse, *parts, queries, split, *out_strides
             )
@@ -107,9 +115,19 @@ def build_mla_decode(problem: MlaDecodeProblem, build: Build) -> Run:
     return run
 
 
-def _split(tile: MlaDecodeTile, units: int, tiles: int, keys: int) -> int:
-    """Segments of the keys, so that there are programs enough and no segment is too short."""
-    return max(1, min(-(-units * tile.fill // max(tiles, 1)), keys // _LEAST))
+@lru_cache(maxsize=4096)
+def split_of(slots: int, tiles: int, keys: int) -> int:
+    """Segments of `keys` keys for the least time, in keys that one program goes through.
+
+    `slots` programs run at once. Each takes its keys and a start; every segment has a sum to add.
+    """
+
+    def time(split: int) -> float:
+        waves = -(-tiles * split // slots)
+        return waves * (keys / split + _START) + (split > 1) * (_MERGE + split * _ADD)
+
+    most = max(1, min(-(-slots // max(tiles, 1)) * 2, keys // _LEAST))
+    return min(range(1, most + 1), key=time)
 
 
 def _units_of(problem: MlaDecodeProblem) -> tuple[int, ...]:
@@ -123,7 +141,8 @@ def _options(problem: MlaDecodeProblem, num_warps: int) -> dict[str, Any]:
     return {"num_warps": num_warps, **({"launch_pdl": True} if problem.pdl else {})}
 
 
-def _program(problem: MlaDecodeProblem, tile: MlaDecodeTile) -> Program:
+def decode_program(problem: MlaDecodeProblem, tuning: MlaDecodeTuning) -> Program:
+    """The body with a tuning."""
     q_unit, kv_unit, out_unit = _units_of(problem)
     part = None if problem.batch_invariant else "*fp32"
     # A page times its stride is one instruction where a stride in 16 bytes is an int32.
@@ -163,14 +182,14 @@ def _program(problem: MlaDecodeProblem, tile: MlaDecodeTile) -> Program:
             "Q_FP8": flavour(problem.dtype),
             "FP8": flavour(problem.kv_dtype),
             "SPLITS": not problem.batch_invariant,
-            "ROWS": tile.rows,
-            "KEYS": tile.keys,
-            "STAGES": tile.stages,
+            "ROWS": tuning.rows,
+            "KEYS": tuning.keys,
+            "STAGES": tuning.stages,
             "USE_PDL": problem.pdl,
             "INTERPRETED": interpreting(),
         },
         aligned=frozenset(("q", "kv_cache", "out") if problem.aligned else ()),
-        options=_options(problem, tile.num_warps),
+        options=_options(problem, tuning.num_warps),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
-from archkey.kernels.mla_decode_tunings import MlaDecodeTile, MlaDecodeTuning
+from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
@@ -58,9 +58,7 @@ def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) 
     return _mxfp4_linear(values, capabilities, 4)
 
 
-def _tiles(
-    *tiles: tuple[LinearTile | AttentionTile | MlaDecodeTile, ...],
-) -> dict[str, tuple[Any, ...]]:
+def _tiles(*tiles: tuple[LinearTile | AttentionTile, ...]) -> dict[str, tuple[Any, ...]]:
     """Those for few rows, for some, and for any number, each with each."""
     return {"tiles": tuple(itertools.product(*tiles))}
 
@@ -149,29 +147,19 @@ _ROW_BYTES = 2 * (_LATENT + 64)
 
 
 def _mla_decode(values: MlaDecodeTuning, capabilities: Capabilities) -> bool:
-    """Sums in at most 128 registers a thread; the queries and the keys on their way in memory."""
+    """Sums in at most 128 registers a thread; keys on their way, of all residents, in memory."""
     room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
-    return all(
-        tile.rows * _LATENT <= 128 * tile.num_warps * lanes
-        and tile.keys * tile.stages * _ROW_BYTES <= room
-        for tile in values.tiles
-    )
+    keys = values.keys * max(values.stages - 1, 1) * values.resident
+    return values.rows * _LATENT <= 128 * values.num_warps * lanes and keys * _ROW_BYTES <= room
 
 
 MLA_DECODE = Space(
-    _tiles(
-        tuple(
-            MlaDecodeTile(rows, rows, keys, 4, stages, fill)
-            for rows in (16,)
-            for keys, stages in ((16, 4), (32, 2), (32, 4), (64, 1), (64, 2))
-            for fill in (1, 2, 3)
-        ),
-        tuple(
-            MlaDecodeTile(0, rows, keys, num_warps, stages, fill)
-            for rows, num_warps in ((16, 4), (32, 4), (64, 8))
-            for keys, stages in ((32, 2), (32, 3), (64, 1), (64, 2))
-            for fill in (1, 2)
-        ),
-    ),
+    {
+        "rows": (16, 32, 64),
+        "keys": (16, 32, 64),
+        "num_warps": (4, 8),
+        "stages": (1, 2, 3),
+        "resident": (1, 2),
+    },
     _mla_decode,
 )
