@@ -20,6 +20,7 @@ from archkey.kernels.catalogue import (
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.tunings import RmsNormTuning
+from archkey.requirements import Requirement
 from archkey_cuda_sm90.facts import FACTS
 
 ARCHKEY_API = (1, 1)
@@ -48,9 +49,7 @@ _WARP_GROUPS = archkey.Kernel(
         at_least("rows", 32, "fewer leave most of a tile of 64 empty"),
     ),
     needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
-    requires=(
-        archkey.Requirement("triton", ">=3.6,<3.7", why="Gluon's names move between releases"),
-    ),
+    requires=(Requirement("triton", ">=3.6,<3.7", why="Gluon's names move between releases"),),
     tuning=_TUNING["mla_decode_wgmma"],
     summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
