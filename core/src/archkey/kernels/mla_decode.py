@@ -30,8 +30,8 @@ _LEAST = 64
 """Keys that a segment has at least."""
 _START, _MERGE, _ADD = 128, 128, 4
 """What the start of a program, the second launch and a sum take, in the time of a key in a step."""
-_TOGETHER = 8
-"""Segments that the second body adds at once."""
+_TOGETHER, _COLUMNS = 32, 128
+"""Segments that the second body adds at once, and columns of its programs if these divide them."""
 _Q = ("q_sequence_stride", "q_stride", "q_head_stride")
 _OUT = (
     "out_sequence_stride",
@@ -53,6 +53,7 @@ def run_of(
 ) -> Run:
     """`run` with a body of the parameters of `mla_decode_body`, which may be another's."""
     heads, width = problem.heads, problem.head_dim_v
+    columns = _columns(width)
     launch = build.compile(program)
     merge = None if problem.batch_invariant else build.compile(_segments_program(problem))
     slots = (build.device.compute_units or _UNITS) * tuning.resident
@@ -109,7 +110,14 @@ def run_of(
         )  # fmt: skip
         if merge is not None and split > 1:
             merge(
-                (tokens * heads, 1, 1), kv_descale, out, lse, *parts, queries, split, *out_strides
+                (tokens * heads, width // columns or 1, 1),
+                kv_descale,
+                out,
+                lse,
+                *parts,
+                queries,
+                split,
+                *out_strides,
             )
 
     return run
@@ -128,6 +136,11 @@ def split_of(slots: int, tiles: int, keys: int) -> int:
 
     most = max(1, min(-(-slots // max(tiles, 1)) * 2, keys // _LEAST))
     return min(range(1, most + 1), key=time)
+
+
+def _columns(width: int) -> int:
+    """Columns of a program that adds segments: a part of `width`, or a power of two above it."""
+    return 1 << (width - 1).bit_length() if width % _COLUMNS else _COLUMNS
 
 
 def _units_of(problem: MlaDecodeProblem) -> tuple[int, ...]:
@@ -194,6 +207,7 @@ def decode_program(problem: MlaDecodeProblem, tuning: MlaDecodeTuning) -> Progra
 
 
 def _segments_program(problem: MlaDecodeProblem) -> Program:
+    columns = _columns(problem.head_dim_v)
     return Program(
         mla_decode_segments_body,
         signature={
@@ -209,8 +223,8 @@ def _segments_program(problem: MlaDecodeProblem) -> Program:
             "DV": problem.head_dim_v,
             "OUT_UNIT": _units_of(problem)[2],
             "KV_DESCALE": problem.kv_descale,
-            "TOGETHER": _TOGETHER,
-            "BLOCK_DV": 1 << (problem.head_dim_v - 1).bit_length(),
+            "TOGETHER": _TOGETHER * _COLUMNS // columns,
+            "BLOCK_DV": columns,
             "USE_PDL": problem.pdl,
             "INTERPRETED": interpreting(),
         },

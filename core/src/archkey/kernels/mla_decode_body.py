@@ -232,26 +232,30 @@ def mla_decode_segments_body(
     OUT_UNIT: tl.constexpr,
     KV_DESCALE: tl.constexpr,
     TOGETHER: tl.constexpr,  # segments that are added at once
-    BLOCK_DV: tl.constexpr,
+    BLOCK_DV: tl.constexpr,  # columns of a program: a part of DV, or more than DV
     USE_PDL: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """A head of a query a program: the sum of its segments, in their order. Grid: T * HEADS."""
+    """Some columns of a head of a query a program: the sum of its segments, in their order.
+
+    Grid: T * HEADS, parts of DV. All parts of a row write its lse, which is the same.
+    """
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    row = tl.program_id(0).to(tl.int64)
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK_DV
     token, head = row // HEADS, row % HEADS
+    WIDTH: tl.constexpr = min(DV, BLOCK_DV)
     total, top, mass = sum_segments(
-        part_total + row * segments * DV, part_top + row * segments, part_mass + row * segments,
-        segments, DV, DV, TOGETHER, BLOCK_DV,
+        part_total + row * segments * DV + column, part_top + row * segments,
+        part_mass + row * segments, segments, DV, WIDTH, TOGETHER, BLOCK_DV,
     )  # fmt: skip
-    out += token // queries * (out_sequence_stride * OUT_UNIT)
+    out += token // queries * (out_sequence_stride * OUT_UNIT) + column
     if lse is not None:
         lse += (token - token % queries) * lse_stride
     one = tl.zeros([1], tl.int32)
     write_rows(
         total[None, :], top + one, mass + one, token % queries + one, head + one, one == 0, None,
         factor_of(kv_descale, 0, 0, 0, 0, KV_DESCALE), out, lse, out_stride * OUT_UNIT,
-        out_head_stride * OUT_UNIT, lse_stride, lse_head_stride, DV, "none", INTERPRETED,
+        out_head_stride * OUT_UNIT, lse_stride, lse_head_stride, WIDTH, "none", INTERPRETED,
     )  # fmt: skip
