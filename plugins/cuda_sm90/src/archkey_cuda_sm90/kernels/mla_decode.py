@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from archkey.kernels.mla_decode import decode_program, run_of
+from archkey.kernels.mla_decode import run_of
+from archkey.kernels.mla_decode_programs import decode_program
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey_cuda_sm90.kernels.mla_decode_body import mla_decode_body
 

@@ -89,10 +89,41 @@ def _load(
 
 
 @gluon.jit
+def _fill(
+    room, q, q_stride, q_head_stride, row, count, first, HEADS: gl.constexpr, LAYOUT: gl.constexpr
+):  # fmt: skip
+    """The tile's queries from column `first` on, as many as shared memory `room` has."""
+    rows = row + gl.arange(0, room.shape[0], gl.SliceLayout(1, LAYOUT))
+    column = first + gl.expand_dims(gl.arange(0, room.shape[1], gl.SliceLayout(0, LAYOUT)), 0)
+    place = (rows // HEADS).to(gl.int64) * q_stride + (rows % HEADS).to(gl.int64) * q_head_stride
+    live = gl.expand_dims(rows < count, 1)
+    room.store(gl.load(q + gl.expand_dims(place, 1) + column, live, other=0.0))
+
+
+@gluon.jit
+def _write(
+    value, room, place, row, count, t_stride, head_stride, HEADS: gl.constexpr
+):  # fmt: skip
+    """Rows of `value` to `place`, through shared memory, so that a warp writes whole lines."""
+    ROWS: gl.constexpr = value.shape[0]
+    WIDTH: gl.constexpr = value.shape[1]
+    PER_THREAD: gl.constexpr = 128 // value.dtype.primitive_bitwidth
+    LINES: gl.constexpr = gl.BlockedLayout([1, PER_THREAD], [1, 32], [4, 1], [1, 0])
+    SHARED: gl.constexpr = gl.SwizzledSharedLayout(PER_THREAD, 1, 8, [1, 0])
+    staged = room._reinterpret(value.dtype, [ROWS, WIDTH], SHARED)
+    staged.store(value)
+    rows = row + gl.arange(0, ROWS, gl.SliceLayout(1, LINES))
+    offset = (rows // HEADS).to(gl.int64) * t_stride + (rows % HEADS).to(gl.int64) * head_stride
+    column = gl.expand_dims(gl.arange(0, WIDTH, gl.SliceLayout(0, LINES)), 0)
+    live = gl.expand_dims(rows < count, 1)
+    gl.store(place + gl.expand_dims(offset, 1) + column, staged.load(LINES), live)
+
+
+@gluon.jit
 def _attend(
-    q_left, q_right, q_turned, left, right, turned, full, empty, mine, other, start, stop, last,
-    context, row, count, factor, out, lse, part_total, part_top, part_mass, part,
-    segments, out_stride, out_head_stride, lse_stride, lse_head_stride,
+    q, q_stride, q_head_stride, q_left, q_right, q_turned, left, right, turned, ready, full, empty,
+    mine, other, start, stop, last, context, row, count, factor, out, lse, part_total, part_top,
+    part_mass, part, segments, out_stride, out_head_stride, lse_stride, lse_head_stride,
     SIDE: gl.constexpr, HEADS: gl.constexpr, DV: gl.constexpr, CAUSAL: gl.constexpr,
     ROPE: gl.constexpr, SPLITS: gl.constexpr,
 ):  # fmt: skip
@@ -104,6 +135,15 @@ def _attend(
     ROWS: gl.constexpr = q_left.shape[0]
     BUFFERS: gl.constexpr = left.shape[0]
     KEYS: gl.constexpr = left.shape[1]
+    own_q = q_left if SIDE == 0 else q_right
+    _fill(own_q, q, q_stride, q_head_stride, row, count, SIDE * _HALF, HEADS, _WIDE)
+    if ROPE and SIDE == 0:
+        _fill(q_turned, q, q_stride, q_head_stride, row, count, 2 * _HALF, HEADS, _NARROW)
+    fence_async_shared()
+    gl.thread_barrier()
+    mbarrier.arrive(ready, count=1)
+    mbarrier.wait(ready, 0)
+
     rows = row + gl.arange(0, ROWS, PER_ROW)
     lane = gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))
     limit = gl.full([ROWS], last, gl.int32, PER_ROW)
@@ -149,42 +189,29 @@ def _attend(
         total = warpgroup_mma_wait(0, deps=[total])
         mbarrier.arrive(empty.index(buffer), count=1)
 
+    # Its buffers are free when the other group's last scores are done, too.
+    room = left if SIDE == 0 else right
+    if SIDE == 0:
+        mbarrier.wait(mine, (gl.cdiv(gl.maximum(stop - start, 0), KEYS) & 1) ^ 1)
     live = rows < count
-    column = SIDE * _HALF + gl.expand_dims(gl.arange(0, _HALF, gl.SliceLayout(0, SUMS)), 0)
-    wide_rows = row + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
-    wide_live = gl.expand_dims(wide_rows < count, 1)
     if SPLITS and segments > 1:
         if SIDE == 0:
             own = (part + rows.to(gl.int64)) * segments + gl.program_id(1)
             gl.store(part_top + own, top, live)
             gl.store(part_mass + own, mass, live)
         if start < stop:  # sums of no key are not read
-            sums = ((part + wide_rows.to(gl.int64)) * segments + gl.program_id(1)) * DV
-            gl.store(part_total + gl.expand_dims(sums, 1) + column, total, wide_live)
+            place = part_total + (part * segments + gl.program_id(1)) * DV + SIDE * _HALF
+            step = segments.to(gl.int64) * DV
+            _write(total, room, place, row, count, HEADS * step, step, HEADS)
     else:
         mass = gl.where(mass > 0, mass, 1.0)
         share = gl.convert_layout(1.0 / mass, gl.SliceLayout(1, SUMS))
         value = (total * gl.expand_dims(share, 1)).to(out.dtype.element_ty)
-        place = (wide_rows // HEADS).to(gl.int64) * out_stride
-        place += (wide_rows % HEADS).to(gl.int64) * out_head_stride
-        gl.store(out + gl.expand_dims(place, 1) + column, value, wide_live)
+        _write(value, room, out + SIDE * _HALF, row, count, out_stride, out_head_stride, HEADS)
         if lse is not None and SIDE == 0:
             own = (rows // HEADS).to(gl.int64) * lse_stride
             own += (rows % HEADS).to(gl.int64) * lse_head_stride
             gl.store(lse + own, (top + gl.log2(mass)) * _LN2, live)
-
-
-@gluon.jit
-def _query(q, q_stride, q_head_stride, row, count, first, HEADS: gl.constexpr, ROWS: gl.constexpr,
-           LAYOUT: gl.constexpr, COLUMNS: gl.constexpr):  # fmt: skip
-    """Columns of the tile's queries from `first` on, in shared memory."""
-    rows = row + gl.arange(0, ROWS, gl.SliceLayout(1, LAYOUT))
-    column = first + gl.expand_dims(gl.arange(0, COLUMNS, gl.SliceLayout(0, LAYOUT)), 0)
-    place = (rows // HEADS).to(gl.int64) * q_stride + (rows % HEADS).to(gl.int64) * q_head_stride
-    live = gl.expand_dims(rows < count, 1)
-    value = gl.load(q + gl.expand_dims(place, 1) + column, live, other=0.0)
-    SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    return gl.allocate_shared_memory(value.dtype, [ROWS, COLUMNS], SHARED, value)
 
 
 @gluon.jit
@@ -260,21 +287,19 @@ def mla_decode_body(
 
     ROPE: gl.constexpr = D - 2 * _HALF
     q_stride, q_head_stride = q_stride * UNIT, q_head_stride * UNIT
-    q_left = _query(q, q_stride, q_head_stride, row, count, 0, HEADS, ROWS, _WIDE, _HALF)
-    q_right = _query(q, q_stride, q_head_stride, row, count, _HALF, HEADS, ROWS, _WIDE, _HALF)
-    q_turned = q_left
-    if ROPE:
-        q_turned = _query(
-            q, q_stride, q_head_stride, row, count, 2 * _HALF, HEADS, ROWS, _NARROW, _ROPE
-        )
     SHARED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     dtype: gl.constexpr = kv_cache.dtype.element_ty
+    q_left = gl.allocate_shared_memory(dtype, [ROWS, _HALF], SHARED)
+    q_right = gl.allocate_shared_memory(dtype, [ROWS, _HALF], SHARED)
+    q_turned = gl.allocate_shared_memory(dtype, [ROWS, _ROPE], SHARED) if ROPE else q_left
     left = gl.allocate_shared_memory(dtype, [STAGES, KEYS, _HALF], SHARED)
     right = gl.allocate_shared_memory(dtype, [STAGES, KEYS, _HALF], SHARED)
     turned = gl.allocate_shared_memory(dtype, [STAGES, KEYS, _ROPE], SHARED) if ROPE else left
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     turns = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(ready, count=2)
     for i in gl.static_range(STAGES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=2)
@@ -297,19 +322,19 @@ def mla_decode_body(
             (
                 _attend,
                 (
-                    q_left, q_right, q_turned, left, right, turned, full, empty, turns.index(0),
-                    turns.index(1), start, stop, last, context, row, count, factor, out, lse,
-                    part_total, part_top, part_mass, part, segments, out_stride, out_head_stride,
-                    lse_stride, lse_head_stride, 0, HEADS, DV, CAUSAL, ROPE, SPLITS,
+                    q, q_stride, q_head_stride, q_left, q_right, q_turned, left, right, turned,
+                    ready, full, empty, turns.index(0), turns.index(1), start, stop, last,
+                    context, row, count, factor, out, lse, part_total, part_top, part_mass, part,
+                    segments, out_stride, out_head_stride, lse_stride, lse_head_stride, 0, HEADS, DV, CAUSAL, ROPE, SPLITS,
                 ),
             ),
             (
                 _attend,
                 (
-                    q_left, q_right, q_turned, left, right, turned, full, empty, turns.index(1),
-                    turns.index(0), start, stop, last, context, row, count, factor, out, lse,
-                    part_total, part_top, part_mass, part, segments, out_stride, out_head_stride,
-                    lse_stride, lse_head_stride, 1, HEADS, DV, CAUSAL, ROPE, SPLITS,
+                    q, q_stride, q_head_stride, q_left, q_right, q_turned, left, right, turned,
+                    ready, full, empty, turns.index(1), turns.index(0), start, stop, last,
+                    context, row, count, factor, out, lse, part_total, part_top, part_mass, part,
+                    segments, out_stride, out_head_stride, lse_stride, lse_head_stride, 1, HEADS, DV, CAUSAL, ROPE, SPLITS,
                 ),
             ),
         ],
