@@ -87,7 +87,7 @@ def check_kernels(
         if kernel.operator not in operators:
             hint = f"Kernel {kernel.name!r} names it."
             raise UnknownName("operator", kernel.operator, operators, hint)
-        fields = operators[kernel.operator].problem._fields
+        fields = _fields_of(operators[kernel.operator].problem)
         rows = kernel.tuning.rows if kernel.tuning else ()
         for condition in (*kernel.accepts, *(c for row in rows for c in row.when)):
             if condition.field not in fields:
@@ -98,6 +98,12 @@ def check_kernels(
                 known = {*VOCABULARY, *facts}
                 raise UnknownName("capability", need.field, known, f"In kernel {kernel.id}.")
     _no_twins("kernels", [f"{kernel.operator} {kernel.name}" for kernel in kernels])
+
+
+def _fields_of(problem: type) -> tuple[str, ...]:
+    """What a condition may name: the fields of a Problem, and what it computes from them."""
+    computed = (name for name, value in vars(problem).items() if isinstance(value, property))
+    return (*problem._fields, *computed)  # type: ignore[attr-defined]
 
 
 def _check_shape(kernel: Kernel) -> None:

@@ -17,26 +17,9 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.attention_loop import attend
-from archkey.kernels.attention_parts import factor_of, real, write_rows
+from archkey.kernels.attention_parts import factor_of, real, tile_of, write_rows
 
 __all__ = ["unified_attention_body"]
-
-
-@triton.jit
-def _tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
-    """(sequence, number of the tile in it) of tile `tile` of all.
-
-    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
-    over of the room has no rows.
-    """
-    low, high = tl.full([], 0, tl.int32), sequences - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
 
 
 @triton.jit
@@ -176,7 +159,7 @@ def unified_attention_body(
     if MOST:
         sequence, row = place, 0
     else:  # the last queries of a sequence see the most keys: begin with them
-        sequence, number = _tile_of(cu_seqlens_q, sequences, tiles - 1 - place, GROUP, ROWS)
+        sequence, number = tile_of(cu_seqlens_q, sequences, tiles - 1 - place, GROUP, ROWS)
         row = number * ROWS
     begin = tl.load(cu_seqlens_q + sequence)
     queries = tl.load(cu_seqlens_q + sequence + 1) - begin

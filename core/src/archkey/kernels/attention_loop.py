@@ -6,26 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archkey.kernels.attention_parts import LOG2E, level_of, product, real
+from archkey.kernels.attention_parts import LOG2E, level_of, page_of, place_of, product, real
 
 __all__ = ["attend"]
-
-
-@triton.jit
-def _page_of(table, j, there, start, last, PAGE: tl.constexpr, KEYS: tl.constexpr):
-    """Page of each key that is there, otherwise 0; of the step from `start` if they are in one."""
-    if PAGE % KEYS == 0:
-        page = tl.load(table + start // PAGE, start < last, other=0)
-    else:
-        page = tl.load(table + j // PAGE, there, other=0)
-    return page
-
-
-@triton.jit
-def _place(lane, page, slot, block_stride, slot_stride, UNIT: tl.constexpr, ONE: tl.constexpr):
-    """Addresses [KEYS, columns] of a step's rows; ONE: page and slot are the same for all."""
-    offset = (page.to(tl.int64) * block_stride + slot * slot_stride) * UNIT
-    return lane + (offset if ONE else offset[:, None])
 
 
 @triton.jit
@@ -93,14 +76,14 @@ def attend(
     # Pages are read a step ahead: keys that waited for them would not be on their way in time. They
     # are taken along as they were read; Triton 3.6 pipelines nothing if this step computes on them.
     j = begin + lane
-    page = _page_of(table, j, (j >= first) & (j < last), begin, last, PAGE, KEYS)
+    page = page_of(table, j, (j >= first) & (j < last), begin, last, PAGE, KEYS)
     for start in tl.range(begin, end, KEYS, num_stages=STAGES):
         j = start + lane
         there = (j >= first) & (j < last)
         slot = 0 if KEYS % PAGE == 0 else start % PAGE if ONE else j % PAGE
-        k_place = _place(k_lane, page, slot, k_block_stride, k_slot_stride, KV_UNIT, ONE)
-        v_place = _place(v_lane, page, slot, v_block_stride, v_slot_stride, KV_UNIT, ONE)
-        page = _page_of(table, j + KEYS, j + KEYS < last, start + KEYS, last, PAGE, KEYS)
+        k_place = place_of(k_lane, page, slot, k_block_stride, k_slot_stride, KV_UNIT, ONE)
+        v_place = place_of(v_lane, page, slot, v_block_stride, v_slot_stride, KV_UNIT, ONE)
+        page = page_of(table, j + KEYS, j + KEYS < last, start + KEYS, last, PAGE, KEYS)
         # Memory that is not in use may be NaN: values become 0, as 0 * NaN is NaN, and scores are
         # masked below.
         if MASKED:

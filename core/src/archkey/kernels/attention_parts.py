@@ -13,7 +13,18 @@ import triton.language as tl
 
 from archkey.kernels.quantize_body import e4m3fn_value, encode_fp8, rounded
 
-__all__ = ["LOG2E", "factor_of", "level_of", "product", "real", "write_rows"]
+__all__ = [
+    "LOG2E",
+    "factor_of",
+    "level_of",
+    "page_of",
+    "place_of",
+    "product",
+    "real",
+    "sum_segments",
+    "tile_of",
+    "write_rows",
+]
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
@@ -35,6 +46,40 @@ def factor_of(x, sequence, kv_head, stride, head_stride, KIND: tl.constexpr):
         place = sequence.to(tl.int64) * stride + kv_head.to(tl.int64) * head_stride
         factor = tl.load(x + place)
     return factor
+
+
+@triton.jit
+def tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """(sequence, number of the tile in it) of tile `tile` of all.
+
+    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
+    over of the room has no rows.
+    """
+    low, high = tl.full([], 0, tl.int32), sequences - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
+            low = middle
+        else:
+            high = middle - 1
+    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
+
+
+@triton.jit
+def page_of(table, j, there, start, last, PAGE: tl.constexpr, KEYS: tl.constexpr):
+    """Page of each key that is there, otherwise 0; of the step from `start` if they are in one."""
+    if PAGE % KEYS == 0:
+        page = tl.load(table + start // PAGE, start < last, other=0)
+    else:
+        page = tl.load(table + j // PAGE, there, other=0)
+    return page
+
+
+@triton.jit
+def place_of(lane, page, slot, block_stride, slot_stride, UNIT: tl.constexpr, ONE: tl.constexpr):
+    """Addresses [KEYS, columns] of a step's rows; ONE: page and slot are the same for all."""
+    offset = (page.to(tl.int64) * block_stride + slot * slot_stride) * UNIT
+    return lane + (offset if ONE else offset[:, None])
 
 
 @triton.jit
@@ -73,6 +118,41 @@ def product(a, b, total, INTERPRETED: tl.constexpr):
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def sum_segments(
+    part_total,  # [segments, >= DV] of a row, last stride 1
+    part_top,  # [segments]
+    part_mass,
+    segments,
+    stride,
+    DV: tl.constexpr,
+    TOGETHER: tl.constexpr,  # segments that are added at once
+    BLOCK_DV: tl.constexpr,
+):
+    """(total [BLOCK_DV], top, mass) of a row whose keys were split, in the order of its segments.
+
+    What a segment without a key left in part_total is not read.
+    """
+    dv = tl.arange(0, BLOCK_DV)
+    total = tl.zeros([BLOCK_DV], tl.float32)
+    top = tl.full([], float("-inf"), tl.float32)
+    mass = tl.full([], 0, tl.float32)
+    for start in tl.range(0, segments, TOGETHER):
+        segment = start + tl.arange(0, TOGETHER)
+        there = segment < segments
+        tops = tl.load(part_top + segment, there, other=float("-inf"))
+        there = tops != float("-inf")  # a NaN is a key too
+        highest = tl.maximum(top, tl.max(tops, 0))
+        level = level_of(highest)
+        shrink, weights = tl.exp2(top - level), tl.exp2(tops - level)
+        mass = mass * shrink + tl.sum(weights * tl.load(part_mass + segment, there, other=0), 0)
+        source = part_total + segment[:, None] * stride + dv[None, :]
+        totals = tl.load(source, there[:, None] & (dv < DV)[None, :], other=0)
+        total = total * shrink + tl.sum(weights[:, None] * totals, 0)
+        top = highest
+    return total, top, mass
 
 
 @triton.jit

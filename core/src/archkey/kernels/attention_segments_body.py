@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archkey.kernels.attention_parts import factor_of, level_of, write_rows
+from archkey.kernels.attention_parts import factor_of, sum_segments, write_rows
 
 __all__ = ["unified_attention_segments_body"]
 
@@ -65,22 +65,9 @@ def unified_attention_segments_body(
     part_total += row * part_stride + head * part_head_stride
     part_top += row * part_top_stride + head * part_top_head_stride
     part_mass += row * part_mass_stride + head * part_mass_head_stride
-    dv = tl.arange(0, BLOCK_DV)
-    total = tl.zeros([BLOCK_DV], tl.float32)
-    top = tl.full([], float("-inf"), tl.float32)
-    mass = tl.full([], 0, tl.float32)
-    for start in tl.range(0, segments, TOGETHER):
-        segment = start + tl.arange(0, TOGETHER)
-        there = segment < segments
-        tops = tl.load(part_top + segment, there, other=float("-inf"))
-        highest = tl.maximum(top, tl.max(tops, 0))
-        level = level_of(highest)
-        shrink, weights = tl.exp2(top - level), tl.exp2(tops - level)
-        mass = mass * shrink + tl.sum(weights * tl.load(part_mass + segment, there, other=0), 0)
-        source = part_total + segment[:, None] * part_segment_stride + dv[None, :]
-        totals = tl.load(source, there[:, None] & (dv < DV)[None, :], other=0)
-        total = total * shrink + tl.sum(weights[:, None] * totals, 0)
-        top = highest
+    total, top, mass = sum_segments(
+        part_total, part_top, part_mass, segments, part_segment_stride, DV, TOGETHER, BLOCK_DV
+    )
     kv_head = head // GROUP
     factor = factor_of(
         v_descale, sequence, kv_head, v_descale_stride, v_descale_head_stride, V_DESCALE

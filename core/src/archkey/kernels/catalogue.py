@@ -21,6 +21,7 @@ from archkey.tuning import Table
 __all__ = [
     "TRITON",
     "attention_kernels",
+    "mla_decode_kernels",
     "mxfp4_linear_kernels",
     "mxfp4_linear_scaled_kernels",
     "page_table_kernels",
@@ -119,6 +120,24 @@ def attention_kernels(tuning: Table) -> tuple[Kernel, ...]:
             tuning=tuning,
             summary="shared Triton body: a KV head's keys read once for its group of queries",
             space=spaces.ATTENTION,
+        ),
+    )
+
+
+def mla_decode_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """mla_decode.
+
+    tuning  rows of `MlaDecodeTuning`, with conditions on `heads`, `page_size` and the dtypes
+    """
+    return (
+        Kernel(
+            operator="mla_decode",
+            name="triton",
+            build="archkey.kernels.mla_decode:build_mla_decode",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: a row of the latent cache read once for both products",
+            space=spaces.MLA_DECODE,
         ),
     )
 

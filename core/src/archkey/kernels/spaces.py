@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
+from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
 
-__all__ = ["ATTENTION", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
+__all__ = ["ATTENTION", "MLA_DECODE", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
 
 _THREADS = 1024
 """Most threads of a block on either vendor's hardware."""
@@ -137,4 +138,28 @@ ATTENTION = Space(
         ),
     ),
     _attention,
+)
+
+
+_LATENT = 512
+_ROW_BYTES = 2 * (_LATENT + 64)
+"""A row of the latent cache in 16 bits."""
+
+
+def _mla_decode(values: MlaDecodeTuning, capabilities: Capabilities) -> bool:
+    """Sums in at most 128 registers a thread; keys on their way, of all residents, in memory."""
+    room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
+    keys = values.keys * max(values.stages - 1, 1) * values.resident
+    return values.rows * _LATENT <= 128 * values.num_warps * lanes and keys * _ROW_BYTES <= room
+
+
+MLA_DECODE = Space(
+    {
+        "rows": (16, 32, 64),
+        "keys": (16, 32, 64),
+        "num_warps": (4, 8),
+        "stages": (1, 2, 3),
+        "resident": (1, 2),
+    },
+    _mla_decode,
 )

@@ -41,6 +41,11 @@ class MlaDecodeProblem(NamedTuple):
     batch_invariant: bool = False
     operator: str = "mla_decode"
 
+    @property
+    def rows(self) -> int:
+        """Query rows of a sequence that share its keys: heads of all its query tokens."""
+        return self.heads * max(self.q_len, 1)
+
 
 class MlaPrefillProblem(NamedTuple):
     """Un-absorbed MLA: ragged attention with query/key width and value width apart.

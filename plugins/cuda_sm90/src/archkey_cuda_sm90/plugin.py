@@ -8,21 +8,50 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
+from archkey.conditions import at_least, is_, one_of
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    mla_decode_kernels,
     mxfp4_linear_kernels,
     page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.tunings import RmsNormTuning
+from archkey.requirements import Requirement
 from archkey_cuda_sm90.facts import FACTS
 
 ARCHKEY_API = (1, 1)
 
 _TUNING = tables.read(
-    Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning, AttentionTuning
+    Path(__file__).with_name("tuning.json"),
+    RmsNormTuning,
+    Mxfp4LinearTuning,
+    AttentionTuning,
+    MlaDecodeTuning,
+)
+
+_WARP_GROUPS = archkey.Kernel(
+    operator="mla_decode",
+    name="wgmma",
+    build="archkey_cuda_sm90.kernels.mla_decode:build_mla_decode",
+    accepts=(
+        one_of("kv_dtype", ("bfloat16", "float16"), "rows go to the matrix units as they are"),
+        is_("kv_descale", "none", "a row is not scaled"),
+        is_("q_descale", "none", "a row is not scaled"),
+        is_("head_dim_v", 512, "each of two warp groups sums half of the columns"),
+        is_("aligned", True, "rows are copied 16 bytes at a time"),
+        is_("ragged", False, "tiles of a sequence are counted from q_len"),
+        is_("window", False, "a segment begins with the first key"),
+        is_("batch_invariant", False, "ragged queries, which another kernel serves, sum otherwise"),
+        at_least("rows", 32, "fewer leave most of a tile of 64 empty"),
+    ),
+    needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
+    requires=(Requirement("triton", ">=3.6,<3.7", why="Gluon's names move between releases"),),
+    tuning=_TUNING["mla_decode_wgmma"],
+    summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
 
 
@@ -38,4 +67,6 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
     yield from attention_kernels(_TUNING["attention"])
+    yield _WARP_GROUPS
+    yield from mla_decode_kernels(_TUNING["mla_decode"])
     yield from page_table_kernels()
