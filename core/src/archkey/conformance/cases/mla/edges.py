@@ -8,7 +8,8 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
-from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
+from archkey.conformance.cases.mla.inputs import Decode, Prefill
+from archkey.conformance.cases.mla.inputs_merge import Merge
 from archkey.conformance.cases.spec import edges
 
 __all__ = ["CASES"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls of the MLA operators as data: what a case, an edge and a drawn example differ in.
+"""Calls of MLA decode and prefill as data: what a case, an edge and a drawn example differ in.
 
 Keys are normal with a standard deviation of 0.1, queries of 4: scores then have one of 0.7, so
 that a softmax is neither one-hot nor flat, and both hide errors. All that a kernel must not read
@@ -9,10 +9,10 @@ without queries, gaps of strided tensors; unused entries of the block table name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Any
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,14 +36,35 @@ from archkey.conformance.cases.tensors import (
     spread,
 )
 
-__all__ = ["Decode", "Merge", "Prefill"]
+__all__ = ["Cached", "Decode", "Prefill", "Ragged"]
 
 _GAIN = 40.0  # of queries over keys
+
+
+def _of_nobody(make: Maker, call: Decode | Prefill, width: int) -> torch.Tensor:
+    """Queries `[spare, H, width]` after those of the last sequence."""
+    q = real_values(make, call.spare, call.heads, width, gain=_GAIN)
+    return stored(q, dtype_of(make, call.dtype), call.q_descale)
 
 
 def _kind(call: Decode | Prefill, name: str) -> str:
     """How a descale is passed, see `tensors.factor`."""
     return "tensor" if name in call.tensors.split() else "number"
+
+
+class Cached(NamedTuple):
+    """Queries `[q_len, H, d]` of a sequence, and the rows `[n, d]` of its cache that they see."""
+
+    q: torch.Tensor
+    keys: torch.Tensor
+
+
+class Ragged(NamedTuple):
+    """Queries `[q_len, H, dqk]` of a sequence, its keys `[n, Hk, dqk]` and values `[n, Hk, dv]`."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,7 @@ class Decode:
     longest     max_seqlen_*: "tight", "loose" or "" for none
     far         the argument whose last entry lies past element 2^31; "kv_cache tokens" within pages
     level       what scores differ from 0 by on average
+    splits      num_splits; invariant  batch_invariant
     """
 
     heads: int
@@ -85,11 +107,21 @@ class Decode:
     far: str = ""
     scale: float = DEEPSEEK_SCALE
     level: float = 0.0
+    splits: int = 0
+    invariant: bool = False
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
-        table, cache = self._paged(make)
-        q, ragged = self._queries(make)
+        return self.of(make, self.drawn(make))
+
+    def drawn(self, make: Maker) -> list[Cached]:
+        """The sequences; none depends on those after it."""
+        return list(self._sequences(make))
+
+    def of(self, make: Maker, sequences: Sequence[Cached]) -> Mapping[str, Any]:
+        """Keyword arguments for sequences of these lengths, on pages of its own."""
+        table, cache = self._paged(make, [sequence.keys for sequence in sequences])
+        q, ragged = self._queries(make, [sequence.q for sequence in sequences])
         rows = q.shape[:-2].numel()
         given: dict[str, Any] = {}
         if self.out:
@@ -114,6 +146,8 @@ class Decode:
             "q_descale": factor(make, self.q_descale, _kind(self, "q")),
             "kv_descale": factor(make, self.kv_descale, _kind(self, "kv")),
             "return_lse": bool(self.lse),
+            "num_splits": self.splits,
+            "batch_invariant": self.invariant,
             **ragged,
             **given,
         }
@@ -122,32 +156,46 @@ class Decode:
         """Query tokens of each sequence."""
         return self.q_lens if isinstance(self.q_lens, tuple) else (self.q_lens,) * len(self.kv_lens)
 
-    def _paged(self, make: Maker) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sequences(self, make: Maker) -> Iterator[Cached]:
+        """Sequence by sequence; keys left of the window are left out."""
+        dtypes = [dtype_of(make, name) for name in (self.dtype, self.cache or self.dtype)]
+        for q_len, kv_len in zip(self._each(), self.kv_lens, strict=True):
+            keys = real_values(make, kv_len - self._first(q_len, kv_len), self.width)
+            q = real_values(make, q_len, self.heads, self.width, gain=_GAIN)
+            if self.level:
+                keys, q = keys + 0.1, q + self.level / (0.1 * self.width * self.scale)
+            yield Cached(
+                stored(q, dtypes[0], self.q_descale), stored(keys, dtypes[1], self.kv_descale)
+            )
+
+    def _first(self, q_len: int, kv_len: int) -> int:
+        """The first key that a query of the sequence sees."""
+        return max(0, kv_len - 1 - self.window) if self.window >= 0 and q_len else 0
+
+    def _paged(
+        self, make: Maker, keys: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Block table, and cache `[blocks, page, d]`."""
         far = self.far.startswith("kv_cache")
         table, slots, blocks = paged_slots(make, self.kv_lens, self.page, spare=0 if far else 2)
         dtype = dtype_of(make, self.cache or self.dtype)
         cache = empty(make, blocks * self.page, self.width, dtype=dtype)
-        for b, (rows, queries) in enumerate(zip(slots, self._each(), strict=True)):
-            first = max(0, len(rows) - 1 - self.window) if self.window >= 0 and queries else 0
+        for b, (rows, own) in enumerate(zip(slots, keys, strict=True)):
+            first = len(rows) - len(own)
             table[b, : first // self.page] = nowhere(make)  # freed: the window has left them
-            keys = real_values(make, len(rows) - first, self.width) + (0.1 if self.level else 0)
-            put(cache, rows[first:], stored(keys, dtype, self.kv_descale))
+            put(cache, rows[first:], own)
         cache = cache.view(blocks, self.page, self.width)
         if far:
             return table, make.far(cache, dim=1 if self.far == "kv_cache tokens" else 0)
         return table, spread(make, cache, self.gap)
 
-    def _queries(self, make: Maker) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Queries, and what makes them ragged."""
+    def _queries(
+        self, make: Maker, queries: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Queries, those of nobody after them, and what makes them ragged."""
         each = self._each()
-        ragged = isinstance(self.q_lens, tuple)
-        rows = sum(each) + self.spare
-        q = real_values(make, rows, self.heads, self.width, gain=_GAIN)
-        if self.level:
-            q += self.level / (0.1 * self.width * self.scale)
-        q = stored(q, dtype_of(make, self.dtype), self.q_descale)
-        if not ragged:
+        q = torch.cat([*queries, _of_nobody(make, self, self.width)])
+        if not isinstance(self.q_lens, tuple):
             return q.view(len(each), -1, self.heads, self.width), {}
         longest = max(each) if self.longest == "tight" else max(each) + 3
         extra = {"max_seqlen_q": longest} if self.longest else {}
@@ -164,7 +212,8 @@ class Prefill:
     spare       rows of q, and poisoned ones of k and v, after the last sequence
     far         "q", "k", "v", "out" or "lse": by token; "q heads", "k heads": by head
 
-    The others are those of `Decode`; max_seqlen_* are never left out.
+    The others are those of `Decode`; max_seqlen_* are never left out. Keys of a sequence without
+    queries are poisoned.
     """
 
     heads: int
@@ -187,15 +236,22 @@ class Prefill:
     far: str = ""
     scale: float = DEEPSEEK_SCALE
     level: float = 0.0
+    invariant: bool = False
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
-        rows, given = sum(self.q_lens) + self.spare, {}
-        q = real_values(make, rows, self.heads, self.widths[0], gain=_GAIN)
-        if self.level:
-            q += self.level / (0.1 * self.widths[0] * self.scale)
-        q = stored(q, dtype_of(make, self.dtype), self.q_descale)
-        k, v = self._keys(make)
+        return self.of(make, self.drawn(make))
+
+    def drawn(self, make: Maker) -> list[Ragged]:
+        """The sequences; none depends on those after it."""
+        return list(self._sequences(make))
+
+    def of(self, make: Maker, sequences: Sequence[Ragged]) -> Mapping[str, Any]:
+        """Keyword arguments for sequences of these lengths."""
+        rows, given = sum(self.q_lens) + self.spare, dict[str, Any]()
+        queries = [sequence.q for sequence in sequences]
+        q = torch.cat([*queries, _of_nobody(make, self, self.widths[0])])
+        k, v = self._keys(make, sequences)
         if self.out:
             out = empty(make, rows, self.heads, self.widths[1], dtype=DTYPES[self.out])
             given["out"] = self._laid(make, "out", out)
@@ -215,6 +271,7 @@ class Prefill:
             "softmax_scale": self.scale,
             "causal": self.causal,
             "return_lse": bool(self.lse),
+            "batch_invariant": self.invariant,
             **{
                 f"{name}_descale": factor(make, descale, _kind(self, name))
                 for name, descale in zip("qkv", self._descales(), strict=True)
@@ -233,76 +290,26 @@ class Prefill:
             return tensor  # its strides are those of the projection
         return spread(make, tensor, self.gap)
 
-    def _keys(self, make: Maker) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values."""
+    def _sequences(self, make: Maker) -> Iterator[Ragged]:
+        """Sequence by sequence."""
+        (d, dv), dtype = self.widths, dtype_of(make, self.dtype)
+        heads = self.kv_heads or self.heads
+        for q_len, k_len in zip(self.q_lens, self.k_lens, strict=True):
+            q = real_values(make, q_len, self.heads, d, gain=_GAIN)
+            k, v = (real_values(make, k_len, heads, width) for width in (d, dv))
+            if self.level:
+                k, q = k + 0.1, q + self.level / (0.1 * d * self.scale)
+            numbers = zip((q, k, v), self._descales(), strict=True)
+            yield Ragged(*(stored(x, dtype, descale) for x, descale in numbers))
+
+    def _keys(self, make: Maker, sequences: Sequence[Ragged]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all, and rows of nobody."""
         (d, dv), dtype = self.widths, dtype_of(make, self.dtype)
         heads, total = self.kv_heads or self.heads, sum(self.k_lens)
         room = empty(make, total + self.spare, heads, d + dv, dtype=dtype)
-        sides = (slice(0, d), self.k_descale), (slice(d, d + dv), self.v_descale)
-        for columns, descale in sides:
-            values = real_values(make, total, heads, columns.stop - columns.start)
-            if self.level and columns.start == 0:
-                values += 0.1
-            start = 0
-            for queries, keys in zip(self.q_lens, self.k_lens, strict=True):
-                if queries:
-                    rows = slice(start, start + keys)
-                    room[rows, :, columns] = stored(values[rows], dtype, descale)
-                start += keys
+        ends = pairwise(accumulate(self.k_lens, initial=0))
+        for (start, end), (q, k, v) in zip(ends, sequences, strict=True):
+            if len(q):
+                room[start:end, :, :d], room[start:end, :, d:] = k, v
         k, v = room[..., :d], room[..., d:]
         return (k, v) if self.projection else (k.contiguous(), v.contiguous())
-
-
-@dataclass(frozen=True)
-class Merge:
-    """A call of `merge_attn_states`.
-
-    pairs     the two lse that occur in turn, row by row and head by head: an infinity, or a number
-              to which random ones are added. A part that is empty was never written: NaN
-    dtype     of the parts; out  of the output that is passed, "" for none
-    in_place  "" or the parts that out and lse are: "aa", "bb", "ab"
-    layout    of lse_a and lse_b, and of a lse that is passed: "" or "head-major"
-    far       "out_a", "out_b", "lse_a", "lse_b", "out" or "lse"
-    """
-
-    tokens: int
-    heads: int
-    width: int = 128
-    pairs: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
-    dtype: str = "bf16"
-    out: str = ""
-    in_place: str = ""
-    layout: str = ""
-    gap: int = 0
-    far: str = ""
-
-    def __call__(self, make: Maker) -> Mapping[str, Any]:
-        """Keyword arguments."""
-        tokens, heads, call = self.tokens, self.heads, dict[str, Any]()
-        turn = torch.arange(tokens)[:, None] + torch.arange(heads)
-        for part, name in enumerate("ab"):
-            base = torch.tensor([pair[part] for pair in self.pairs])[turn % len(self.pairs)]
-            lse = base.to(make.device) + make.randn(tokens, heads, dtype=torch.float32)
-            out = real_values(make, tokens, heads, self.width).masked_fill(
-                (lse.abs() == inf)[..., None], torch.nan if make.poisons else 0.0
-            )
-            call[f"out_{name}"] = self._laid(make, f"out_{name}", out.to(DTYPES[self.dtype]))
-            call[f"lse_{name}"] = self._laid(make, f"lse_{name}", lse)
-        if self.in_place:
-            one, other = tuple(self.in_place)
-            return {**call, "out": call[f"out_{one}"], "lse": call[f"lse_{other}"]}
-        if self.out:
-            out = empty(make, tokens, heads, self.width, dtype=DTYPES[self.out])
-            call["out"] = self._laid(make, "out", out)
-        if self.layout or self.far == "lse":
-            lse = empty(make, tokens, heads, dtype=torch.float32)
-            call["lse"] = self._laid(make, "lse", lse)
-        return call
-
-    def _laid(self, make: Maker, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """`tensor` with the strides that the call gives it."""
-        if self.far == name:
-            return make.far(tensor)
-        if name.startswith("lse"):
-            return tensor.T.contiguous().T if self.layout == "head-major" else tensor
-        return spread(make, tensor, self.gap)
