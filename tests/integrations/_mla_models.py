@@ -54,10 +54,10 @@ _FAMILIES = MappingProxyType(
 FAMILIES = tuple(_FAMILIES)
 
 
-def make(family: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+def make(family: str, dtype: torch.dtype = torch.float32, device: str = "cpu", **sizes: int) -> Any:
     """A model whose attention is far from uniform; of one family the same numbers in any dtype."""
     name, more = _FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**_SIZES | more)
+    config = getattr(transformers, f"{name}Config")(**_SIZES | more | sizes)
     torch.manual_seed(0)
     made = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     for parameter in made.parameters():

@@ -164,7 +164,6 @@ class LatentLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' class
         """Hand the new latents on to the attention, which knows what is padding and calls `add`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.tokens += key_states.shape[2]
         return Latents(self, key_states), value_states
 
     def add(self, tokens: NewTokens, rows: torch.Tensor) -> Pages:
@@ -172,6 +171,7 @@ class LatentLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers' class
         if tuple(self.cached) != tokens.cached:
             expected = f"True for the {self.cached} tokens of each sequence that are cached"
             bad_value(OP, "attention_mask", expected, f"True for {list(tokens.cached)}")
+        self.tokens += tokens.queries
         self.cached = [old + new for old, new in zip(self.cached, tokens.new, strict=True)]
         batch, room, width = self.keys.shape
         need = -(-max(self.cached) // self.page_size) * self.page_size

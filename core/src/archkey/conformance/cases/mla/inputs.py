@@ -83,6 +83,7 @@ class Decode:
     far         the argument whose last entry lies past element 2^31; "kv_cache tokens" within pages
     level       what scores differ from 0 by on average
     splits      num_splits; invariant  batch_invariant
+    room        pages of nobody, among which the others are strewn
     """
 
     heads: int
@@ -109,6 +110,7 @@ class Decode:
     level: float = 0.0
     splits: int = 0
     invariant: bool = False
+    room: int = 2
 
     def __call__(self, make: Maker) -> Mapping[str, Any]:
         """Keyword arguments."""
@@ -177,7 +179,8 @@ class Decode:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Block table, and cache `[blocks, page, d]`."""
         far = self.far.startswith("kv_cache")
-        table, slots, blocks = paged_slots(make, self.kv_lens, self.page, spare=0 if far else 2)
+        room = 0 if far else self.room
+        table, slots, blocks = paged_slots(make, self.kv_lens, self.page, room)
         dtype = dtype_of(make, self.cache or self.dtype)
         cache = empty(make, blocks * self.page, self.width, dtype=dtype)
         for b, (rows, own) in enumerate(zip(slots, keys, strict=True)):
