@@ -48,7 +48,7 @@ _FAMILIES = MappingProxyType(
         "DeepSeek-V3 YaRN": ("DeepseekV3", {"rope_parameters": _YARN}),
         "DeepSeek-V3 q_proj": ("DeepseekV3", {"q_lora_rank": None, "rope_interleave": False}),
         "DeepSeek-V2": ("DeepseekV2", {"n_group": None, "topk_group": None}),
-        "GLM-4.7-Flash": ("Glm4MoeLite", {"qk_nope_head_dim": 192, "v_head_dim": 256}),
+        "GLM-4 MoE Lite": ("Glm4MoeLite", {"qk_nope_head_dim": 192, "v_head_dim": 256}),
     }
 )
 FAMILIES = tuple(_FAMILIES)

@@ -119,7 +119,9 @@ def test_generate(family: str, page_size: int, device: str) -> None:
     assert len(set(map(tuple, new))) == len(LENGTHS), "the prompts decide what follows"
     layers = pair.model.config.num_hidden_layers
     assert calls.times == {"mla_prefill": layers, "mla_decode": layers * (NEW - 1)}
-    assert calls.scales == {pair.model.model.layers[0].self_attn.scaling}
+    attention = pair.model.model.layers[0].self_attn
+    assert calls.scales == {attention.scaling}
+    assert (attention.scaling > attention.qk_head_dim**-0.5) == ("YaRN" in family)
     assert {cache.shape[1:] for cache in calls.caches} == {(page_size, 576)}
     pair.model.set_attn_implementation("eager")
     for prompt, said in zip(prompts, new, strict=True):

@@ -148,8 +148,8 @@ class Decode:
             "q_descale": factor(make, self.q_descale, _kind(self, "q")),
             "kv_descale": factor(make, self.kv_descale, _kind(self, "kv")),
             "return_lse": bool(self.lse),
-            "num_splits": self.splits,
-            "batch_invariant": self.invariant,
+            **({"num_splits": self.splits} if self.splits else {}),
+            **({"batch_invariant": True} if self.invariant else {}),
             **ragged,
             **given,
         }
@@ -274,7 +274,7 @@ class Prefill:
             "softmax_scale": self.scale,
             "causal": self.causal,
             "return_lse": bool(self.lse),
-            "batch_invariant": self.invariant,
+            **({"batch_invariant": True} if self.invariant else {}),
             **{
                 f"{name}_descale": factor(make, descale, _kind(self, name))
                 for name, descale in zip("qkv", self._descales(), strict=True)
