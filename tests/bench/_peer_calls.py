@@ -18,8 +18,7 @@ from archkey.bench.workload import Supply
 from archkey.conformance.case import Maker
 from archkey.conformance.cases import cases_of
 from archkey.conformance.cases.attention.inputs import Attention
-from archkey.conformance.cases.mla.inputs import Decode, Prefill
-from archkey.conformance.cases.mla.inputs_merge import Merge
+from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
 from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm.models import norm, qk_norm
 from archkey.conformance.cases.rmsnorm_quant.inputs import Quant

@@ -13,8 +13,7 @@ import torch
 
 from archkey.bench.workload import Cost, Workload
 from archkey.bench.workloads._counts import KILO, out_bytes, rate, seen, short, size, spans
-from archkey.conformance.cases.mla.inputs import Decode, Prefill
-from archkey.conformance.cases.mla.inputs_merge import Merge
+from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
 from archkey.conformance.cases.mla.values import GLM_SCALE
 
 __all__ = ["COSTS", "WORKLOADS"]

@@ -9,8 +9,7 @@ from math import inf
 from typing import Any
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.inputs import Decode, Prefill
-from archkey.conformance.cases.mla.inputs_merge import Merge
+from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
 from archkey.conformance.cases.spec import describe, edges
 
 __all__ = ["CASES"]

@@ -6,8 +6,7 @@ from __future__ import annotations
 from math import inf
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.inputs import Decode, Prefill
-from archkey.conformance.cases.mla.inputs_merge import Merge
+from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
 from archkey.conformance.cases.mla.values import GLM_SCALE
 
 __all__ = ["CASES"]

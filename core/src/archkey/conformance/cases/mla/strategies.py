@@ -10,8 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from archkey.conformance.case import Case
-from archkey.conformance.cases.mla.inputs import Decode, Prefill
-from archkey.conformance.cases.mla.inputs_merge import Merge
+from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
 from archkey.conformance.cases.mla.values import DEEPSEEK_SCALE, GLM_SCALE
 from archkey.conformance.cases.spec import randoms
 
