@@ -82,8 +82,8 @@ def _cut(call: Any, number: int, whole: Any, begin: int, end: int) -> tuple[int,
 
 
 # 16 bits hide most sums in another order: hundreds of keys, and float16, which hides fewer.
-_LENGTHS: dict[str, Any] = {"q_lens": (1, 0, 11, 4, 1), "kv_lens": (400, 7, 90, 4, 16)}
-_FEW: dict[str, Any] = {"q_lens": (1, 3), "kv_lens": (300, 70)}
+_LENGTHS: dict[str, Any] = {"q_lens": (1, 0, 9, 4, 1), "kv_lens": (260, 7, 40, 4, 16)}
+_FEW: dict[str, Any] = {"q_lens": (1, 3), "kv_lens": (200, 70)}
 _D = Decode(16, dtype="fp16", **_LENGTHS, invariant=True)
 _FP8: dict[str, Any] = {"dtype": "fp8", "q_descale": 0.37, "kv_descale": 0.083}
 _CACHE: dict[str, Any] = {"cache": "fp8", "kv_descale": 0.083, "tensors": "kv"}
@@ -96,9 +96,9 @@ _DECODE = (
     replace(_D, page=1),
     replace(_D, width=512),
     replace(_D, width=512, heads=1, page=1),
-    replace(_D, q_lens=4, kv_lens=(400, 33, 4)),
-    replace(_D, q_lens=1, kv_lens=(400, 33, 0, 7), dtype="bf16"),
-    replace(_D, q_lens=1, kv_lens=(400, 33, 0, 7), window=300),
+    replace(_D, q_lens=4, kv_lens=(260, 33, 4)),
+    replace(_D, q_lens=1, kv_lens=(260, 33, 0, 7), dtype="bf16"),
+    replace(_D, q_lens=1, kv_lens=(260, 33, 0, 7), window=200),
     replace(_D, **_FEW, causal=False),
     replace(_D, **_FP8, out="fp16"),
     replace(_D, **_FP8, page=1, heads=1),
@@ -106,7 +106,7 @@ _DECODE = (
     replace(_D, **_CACHE, dtype="bf16", width=512, page=1),
 )
 
-_P = Prefill(4, (1, 0, 11, 70, 3), (130, 7, 90, 70, 3), dtype="fp16", invariant=True)
+_P = Prefill(4, (1, 0, 11, 33, 3), (130, 7, 70, 33, 3), dtype="fp16", invariant=True)
 _FP8_QKV: dict[str, Any] = {
     "dtype": "fp8",
     "q_descale": 0.37,
