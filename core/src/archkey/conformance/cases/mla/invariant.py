@@ -106,7 +106,7 @@ _DECODE = (
     replace(_D, **_CACHE, dtype="bf16", width=512, page=1),
 )
 
-_P = Prefill(4, (1, 0, 11, 33, 3), (130, 7, 70, 33, 3), dtype="fp16", invariant=True)
+_P = Prefill(2, (1, 0, 11, 33, 3), (130, 7, 70, 33, 3), dtype="fp16", invariant=True)
 _FP8_QKV: dict[str, Any] = {
     "dtype": "fp8",
     "q_descale": 0.37,
@@ -118,12 +118,12 @@ _PREFILL = (
     replace(_P, dtype="bf16", projection=True),
     replace(_P, heads=1),
     replace(_P, heads=6, kv_heads=2),
-    replace(_P, heads=16, q_lens=(1, 9), k_lens=(200, 33)),
+    replace(_P, heads=16, q_lens=(1, 3), k_lens=(70, 20)),
     replace(_P, widths=(256, 256), q_lens=(1, 9), k_lens=(200, 33)),
     replace(_P, widths=(128, 128)),
     replace(_P, causal=False, q_lens=(2, 9), k_lens=(200, 33)),
     replace(_P, **_FP8_QKV, out="fp16"),
-    replace(_P, **_FP8_QKV, widths=(256, 256), heads=2),
+    replace(_P, **_FP8_QKV, widths=(256, 256), q_lens=(1, 9), k_lens=(130, 33)),
 )
 
 _SERVED: dict[str, Any] = {"kv_lens": (9000, 1001, 4, 2995, 640), "page": 64}
