@@ -24,7 +24,8 @@ from archkey.reference import mla as reference
 from archkey.session import session_of
 
 TARGETS = [
-    *("cpu", "cuda_sm90", "rocm_gfx942"),  # of kernels one of each flavour of FP8
+    *("cpu", "cuda_sm90"),
+    pytest.param("rocm_gfx942", marks=pytest.mark.slow),  # the other flavour of FP8
     pytest.param(
         "cuda",
         marks=[
@@ -165,16 +166,15 @@ def test_empty_chunks_change_nothing(target: str) -> None:
     Its output to the bit: the weight of what was there is 1. An lse may go through base 2.
     """
     session = opened(target)
-    for name in ("all chunks of a request empty", "GLM, all chunks of a request empty"):
-        batch = BATCHES[name]
-        tensors = Tensors(batch, session)
-        own = batch.requests[0][0]
-        with torch.inference_mode():
-            before, lse_before = tensors.attend([(o, o + n) for n, o in batch.requests], True)
-            after, lse_after = tensors.chunked()
-        assert torch.equal(after[:own], before[:own])
-        torch.testing.assert_close(lse_after[:own], lse_before[:own], rtol=1e-6, atol=1e-6)
-        assert not torch.equal(after[own:], before[own:])
+    batch = BATCHES["all chunks of a request empty"]
+    tensors = Tensors(batch, session)
+    own = batch.requests[0][0]
+    with torch.inference_mode():
+        before, lse_before = tensors.attend([(o, o + n) for n, o in batch.requests], True)
+        after, lse_after = tensors.chunked()
+    assert torch.equal(after[:own], before[:own])
+    torch.testing.assert_close(lse_after[:own], lse_before[:own], rtol=1e-6, atol=1e-6)
+    assert not torch.equal(after[own:], before[own:])
 
 
 @pytest.mark.parametrize("target", TARGETS)
