@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from tests.conformance import _wrong
 from tests.conformance._wrong import (
     Mistake,
     Right,
@@ -26,19 +27,7 @@ from archkey.reference import attention as reference
 LN2 = math.log(2)
 
 
-def mutant(*edits: tuple[str, str]) -> Wrong:
-    """The reference with pieces of its text replaced."""
-    source = inspect.getsource(reference.unified_attention)
-    for old, new in edits:
-        assert source.count(old) == 1, f"the reference changed: {old!r}"
-        source = source.replace(old, new)
-    space = dict(vars(reference))
-    exec(source, space)
-
-    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
-        return dict(zip(outputs, space["unified_attention"](**inputs), strict=True))
-
-    return wrong
+mutant = partial(_wrong.mutant, reference.unified_attention)
 
 
 def results(change: Callable[[Any, Any, dict[str, Any]], tuple[Any, Any]]) -> Wrong:

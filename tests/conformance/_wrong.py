@@ -7,6 +7,8 @@ The judge takes its truth from the reference itself, which nobody touches.
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -129,6 +131,22 @@ def stored(**changes: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
     def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
         results = right(**inputs)
         return results | {name: _of(results[name], to) for name, to in changes.items()}
+
+    return wrong
+
+
+def mutant(reference: Callable[..., Any], *edits: tuple[str, str]) -> Wrong:
+    """`reference` with pieces of its text replaced."""
+    source = inspect.getsource(reference)
+    for old, new in edits:
+        assert source.count(old) == 1, f"the reference changed: {old!r}"
+        source = source.replace(old, new)
+    space = dict(vars(sys.modules[reference.__module__]))
+    exec(source, space)
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results = space[reference.__name__](**inputs)
+        return dict(zip(outputs, results, strict=True))
 
     return wrong
 

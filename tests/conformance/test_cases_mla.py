@@ -259,6 +259,10 @@ MISTAKES: tuple[Mistake, ...] = (
     ("mla_prefill", "empty rows unwritten", "sequence without keys", _empty_rows_unwritten),
     ("mla_prefill", "empty rows unwritten", "more queries than keys", _empty_rows_unwritten),
     (
+        *("mla_prefill", "empty rows unwritten", "chunk of a prefix that others lack"),
+        _empty_rows_unwritten,
+    ),
+    (
         "mla_prefill",
         "rows of nobody unwritten",
         "rows past the last sequence",

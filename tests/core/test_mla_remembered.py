@@ -75,6 +75,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Variants]] = {
             {"q_descale": 2.0},
             {"q_descale": torch.ones(1)},
             {"kv_descale": 2},
+            {"num_splits": 3},
+            {"batch_invariant": True},
         ],
     ),
     "mla_prefill": (
@@ -91,6 +93,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Variants]] = {
             {"v_descale": 2.0},
             {"k_descale": 2.0},
             {"k_descale": torch.ones(())},
+            {"batch_invariant": True},
         ],
     ),
     "merge_attn_states": (

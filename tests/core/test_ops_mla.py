@@ -111,6 +111,23 @@ def test_decode_of_nothing_launches_nothing(batch: int, q_len: int) -> None:
     assert session.launches == 0
 
 
+@pytest.mark.parametrize("sequences", [0, 2], ids=["B0", "T0"])
+def test_ragged_calls_of_nothing_launch_nothing(sequences: int) -> None:
+    session = Recorder()
+    cu = ints(*[0] * (sequences + 1))
+    decode = decode_inputs(q=randn(0, 16, 576), cu_seqlens_q=cu, return_lse=True)
+    decode |= {n: decode[n][:sequences] for n in ("block_table", "cache_seqlens")}
+    out, lse = call(mla_decode, decode, session)
+    assert (out.shape, lse.shape) == ((0, 16, 512), (0, 16))
+    keys = {n: prefill_inputs()[n][:0] for n in "qkv"}
+    bounds = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": 0, "max_seqlen_k": 0}
+    out, lse = call(mla_prefill, prefill_inputs(**keys, **bounds, return_lse=True), session)
+    assert (out.shape, lse.shape) == ((0, 4, 128), (0, 4))
+    out, lse = call(merge_attn_states, {n: x[:0] for n, x in merge_inputs().items()}, session)
+    assert (out.shape, lse.shape) == ((0, 4, 128), (0, 4))
+    assert session.launches == 0
+
+
 def test_prefill_and_merge_rebuild_the_whole() -> None:
     inputs = prefill_inputs(causal=False, return_lse=True)
     whole, whole_lse = call(mla_prefill, inputs)
@@ -161,6 +178,21 @@ def test_merge_in_place() -> None:
             {"q": randn(7, 16, 576), "cu_seqlens_q": ints(0, 1, 2)},
             {"ragged": True, "q_len": 8, "causal": True},
         ),
+        ({"num_splits": 7}, {}),  # a number that a kernel is launched with
+        # One kernel for however many queries come together, so neither it nor the key knows.
+        ({"batch_invariant": True}, {"q_len": 0, "causal": True, "batch_invariant": True}),
+        (
+            {"q": randn(2, 3, 16, 576), "batch_invariant": True, "num_splits": 1},
+            {"q_len": 0, "causal": True, "batch_invariant": True},
+        ),
+        (
+            {"q": randn(2, 3, 16, 576), "batch_invariant": True, "causal": False},
+            {"q_len": 0, "batch_invariant": True},
+        ),
+        (  # a window is of one query token
+            {"batch_invariant": True, "window_left": 3},
+            {"window": True, "batch_invariant": True},
+        ),
     ],
 )
 def test_decode_problem(changes: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -188,6 +220,8 @@ def test_prefill_and_merge_problems() -> None:
     assert session.problem == plain._replace(causal=False, k_descale="number")
     call(mla_prefill, prefill_inputs(enable_pdl=False), session)
     assert session.problem == plain._replace(pdl=False)
+    call(mla_prefill, prefill_inputs(batch_invariant=True), session)
+    assert session.problem == plain._replace(batch_invariant=True)
     call(merge_attn_states, merge_inputs(out=torch.empty(3, 4, 128)), session)
     assert session.problem == MergeAttnStatesProblem("bfloat16", "float32", 4, 128, pdl=True)
 

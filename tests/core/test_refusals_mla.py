@@ -21,8 +21,14 @@ from tests.core._mla import (
 from archkey.errors import ArgumentTypeError, ArgumentValueError, Unsupported
 from archkey.ops.mla import merge_attn_states, mla_decode, mla_prefill
 
+# What is missing, why it is not guessed, and what to pass.
+SCALE_MISSING = (
+    r"softmax_scale must be given, found None.* never guessed: the width of an absorbed query "
+    r"\(576\) is not the width .* trained with.* \(128 \+ 64\) \*\* -0.5.* mscale \*\* 2"
+)
+
 DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "scale_missing": ({"softmax_scale": None}, ArgumentValueError, "never guessed"),
+    "scale_missing": ({"softmax_scale": None}, ArgumentValueError, SCALE_MISSING),
     "scale_twice": ({"sm_scale": 0.1}, ArgumentValueError, "sm_scale must be None"),
     "scale_tensor": ({"softmax_scale": torch.ones(())}, ArgumentTypeError, "a number"),
     "scale_zero": ({"softmax_scale": 0.0}, ArgumentValueError, "positive and finite"),
@@ -46,6 +52,16 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ArgumentValueError,
         "on cpu like the first argument, found on meta",
     ),
+    "table_stride": (
+        {"block_table": torch.zeros(2, 6).int()[:, ::2]},
+        ArgumentValueError,
+        "block_table must be contiguous in its last",
+    ),
+    "lengths_meta": (
+        {"cache_seqlens": torch.ones(2, dtype=torch.int32, device="meta")},
+        ArgumentValueError,
+        "cache_seqlens must be on cpu like the first argument, found on meta",
+    ),
     "lengths_int64": ({"cache_seqlens": torch.ones(2).long()}, ArgumentTypeError, "int32"),
     "lengths_batch": ({"cache_seqlens": ints(1)}, ArgumentValueError, r"\[2\], found \[1\]"),
     "cu_with_4d": ({"cu_seqlens_q": ints(0, 1, 2)}, ArgumentValueError, "with cu_seqlens_q"),
@@ -55,6 +71,7 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ArgumentValueError,
         "max_seqlen_q must be at least 0, found -1",
     ),
+    "v_none": ({"head_dim_v": 0}, ArgumentValueError, "between 1 and .* 576"),
     "v_wide": ({"head_dim_v": 577}, ArgumentValueError, "between 1 and .* 576"),
     "window": (
         {"q": randn(2, 2, 16, 576), "window_left": 3},
@@ -79,6 +96,13 @@ DECODE_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "lse_overlap": ({"lse": torch.empty(16).expand(2, 16)}, ArgumentValueError, "lse .* overlap"),
     "lse_shape": ({"lse": torch.empty(16, 2)}, ArgumentValueError, "token-major"),
     "lse_dtype": ({"lse": randn(2, 16)}, ArgumentTypeError, "lse must be float32"),
+    "splits_negative": ({"num_splits": -1}, ArgumentValueError, "from 0 to 1024, found -1"),
+    "splits_many": ({"num_splits": 1025}, ArgumentValueError, "from 0 to 1024, found 1025"),
+    "splits_invariant": (
+        {"num_splits": 2, "batch_invariant": True},
+        ArgumentValueError,
+        "num_splits must be 0 or 1 with batch_invariant, found 2",
+    ),
     "gradient": (
         {"q": randn(2, 1, 16, 576).requires_grad_()},
         ArgumentValueError,
@@ -93,7 +117,7 @@ def test_decode_refuses(name: str) -> None:
 
 
 PREFILL_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "scale_missing": ({"softmax_scale": None}, ArgumentValueError, "never guessed"),
+    "scale_missing": ({"softmax_scale": None}, ArgumentValueError, SCALE_MISSING),
     "widths": ({"v": randn(9, 4, 192)}, ArgumentValueError, r"\(192, 128\), .* \(192, 192\)"),
     "k_width": ({"k": randn(9, 4, 128)}, ArgumentValueError, r"k must be of shape \[9, 4, 192\]"),
     "k_heads": ({"k": randn(9, 2, 192)}, ArgumentValueError, r"k must be of shape \[9, 4, 192\]"),
@@ -109,7 +133,23 @@ PREFILL_REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ArgumentValueError,
         r"\[B \+ 1\]",
     ),
+    "cu_meta": (
+        {"cu_seqlens_q": torch.zeros(4, dtype=torch.int32, device="meta")},
+        ArgumentValueError,
+        "on cpu like the first argument, found on meta",
+    ),
+    "q_float32": ({"q": randn(5, 4, 192).float()}, ArgumentTypeError, "q must be bfloat16"),
+    "no_heads": ({"q": randn(5, 0, 192)}, ArgumentValueError, "multiple of k's 4 heads"),
+    "descale_vector": ({"k_descale": torch.ones(2)}, ArgumentValueError, "one element"),
     "out_shape": ({"out": randn(5, 4, 192)}, ArgumentValueError, r"\[5, 4, 128\]"),
+    "out_dtype": ({"out": torch.empty(5, 4, 128)}, ArgumentTypeError, "out must be bfloat16"),
+    "out_overlap": (
+        {"out": randn(1, 4, 128).expand(5, 4, 128)},
+        ArgumentValueError,
+        "out must be free of elements that overlap",
+    ),
+    "lse_shape": ({"lse": torch.empty(4, 5)}, ArgumentValueError, "token-major"),
+    "lse_dtype": ({"lse": randn(5, 4)}, ArgumentTypeError, "lse must be float32"),
 }
 
 

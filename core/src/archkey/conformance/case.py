@@ -67,7 +67,8 @@ class Arrangement(NamedTuple):
 
     about   how it differs: "each alone", "token by token"
     inputs  keyword arguments of the operator's public function
-    rows    of each row (along dimension 0) of its outputs, which one of the case's own it is
+    rows    of each row of its outputs, which one of the case's own it is; a row is what belongs to
+            one query, whatever dimensions say where it lies
     """
 
     about: str

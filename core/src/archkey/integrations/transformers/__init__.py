@@ -10,6 +10,11 @@
     model.set_attn_implementation("paged|archkey")      # continuous batching
     model.generate_batch(prompts)
 
+DeepSeek-V3 and models of its kind, over a cache of latents:
+
+    archkey_transformers.use_mla(model)
+    model.generate(**tokens)
+
 What is outside of the contract raises `Unsupported` before any attention is computed; see
 core/docs/transformers.md for what that is.
 """
@@ -19,7 +24,15 @@ from __future__ import annotations
 from archkey.errors import MissingDependency
 from archkey.requirements import Requirement, installed_versions
 
-__all__ = ["REQUIRES", "attention", "mask", "paged_attention", "register"]
+__all__ = [
+    "REQUIRES",
+    "LatentCache",
+    "attention",
+    "mask",
+    "paged_attention",
+    "register",
+    "use_mla",
+]
 
 REQUIRES = Requirement(
     "transformers",
@@ -38,6 +51,8 @@ if not REQUIRES.satisfied_by(_found):
 
 # Each of these imports transformers.
 from archkey.integrations.transformers.dense import attention  # noqa: E402  after the check
+from archkey.integrations.transformers.latents import LatentCache  # noqa: E402  after the check
 from archkey.integrations.transformers.masks import mask  # noqa: E402  after the check
 from archkey.integrations.transformers.paged import paged_attention  # noqa: E402  after the check
 from archkey.integrations.transformers.registry import register  # noqa: E402  after the check
+from archkey.integrations.transformers.using import use_mla  # noqa: E402  after the check

@@ -90,24 +90,15 @@ def mask(
     """
     if isinstance(attention_mask, Spans):
         return attention_mask  # generate() makes it before the forward if the cache is static
-    causal = (
-        causal_mask_function
-        if local_size is None
-        else sliding_window_causal_mask_function(local_size)
-    )
-    if not _same(mask_function, causal):
-        found = getattr(mask_function, "__qualname__", mask_function)
-        hint = "Chunks, packed sequences and tokens that see later ones are not implemented."
-        unsupported(OP, "the mask", "causal, or a causal window", found, f"{hint} {HINT}")
+    check_causal(mask_function, local_size)
     slot = torch.arange(kv_length, dtype=torch.int32, device=device)
     end = q_offset + q_length - kv_offset
     if attention_mask is None or bool(attention_mask.all()):
         lengths = torch.zeros(batch_size, dtype=torch.int32, device=device) + end
         return Spans(slot.expand(batch_size, -1), lengths.int(), q_length, local_size)
 
-    if isinstance(q_offset, int) and attention_mask.shape[1] < q_offset + q_length:
-        expected = f"of {q_offset + q_length} columns, for what is cached and what is new"
-        bad_value(OP, "attention_mask", expected, attention_mask.shape[1])
+    if isinstance(q_offset, int):
+        check_columns(attention_mask, q_offset + q_length)
     here = attention_mask[:, kv_offset : kv_offset + kv_length]
     kept = torch.nn.functional.pad(here, (0, kv_length - here.shape[1])) & (slot < end)
     if q_length > 1:
@@ -123,6 +114,26 @@ def mask(
         kept &= slot >= end - local_size  # a window counts padding, which is left out below
     order = (~kept).byte().argsort(dim=1, stable=True)
     return Spans(order.int(), kept.sum(1, dtype=torch.int32), q_length, local_size)
+
+
+def check_causal(mask_function: Callable[..., Any], local_size: int | None) -> None:
+    """Raise Unsupported unless the mask is causal, or a causal window of `local_size` keys."""
+    causal = (
+        causal_mask_function
+        if local_size is None
+        else sliding_window_causal_mask_function(local_size)
+    )
+    if not _same(mask_function, causal):
+        found = getattr(mask_function, "__qualname__", mask_function)
+        hint = "Chunks, packed sequences and tokens that see later ones are not implemented."
+        unsupported(OP, "the mask", "causal, or a causal window", found, f"{hint} {HINT}")
+
+
+def check_columns(attention_mask: torch.Tensor, tokens: int) -> None:
+    """`attention_mask` says of each token, cached or new, whether it is padding."""
+    if attention_mask.shape[1] < tokens:
+        expected = f"of {tokens} columns, for what is cached and what is new"
+        bad_value(OP, "attention_mask", expected, attention_mask.shape[1])
 
 
 def _same(one: Any, other: Any) -> bool:

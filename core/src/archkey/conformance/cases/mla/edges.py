@@ -8,8 +8,9 @@ from dataclasses import replace
 from math import inf
 from typing import Any
 
+from archkey.conformance.case import Case
 from archkey.conformance.cases.mla.inputs import Decode, Merge, Prefill
-from archkey.conformance.cases.spec import edges
+from archkey.conformance.cases.spec import describe, edges
 
 __all__ = ["CASES"]
 
@@ -106,6 +107,15 @@ _PREFILL: tuple[tuple[str, Sequence[Prefill]], ...] = (
     ("sequence without keys", [Prefill(4, (5, 3, 4), (0, 7, 0), causal=c) for c in (True, False)]),
     ("only sequences without keys", (Prefill(4, (5, 3), (0, 0)),)),
     ("neither queries nor keys", (Prefill(3, (0, 4, 0), (0, 6, 0)),)),
+    (
+        "chunk of a prefix that others lack",
+        [
+            Prefill(2, (5, 3, 4), k_lens, widths, causal=False, **fp8)
+            for k_lens in ((0, 70, 9), (0, 33, 0))
+            for widths in _WIDTHS[:2]
+            for fp8 in ({}, _FP8_QKV)
+        ],
+    ),
     ("more queries than keys", (Prefill(4, (9, 70, 5), (4, 3, 1)),)),
     ("rows past the last sequence", (replace(_P, spare=3), replace(_P, spare=70, causal=False))),
     ("sequences of unlike lengths", (Prefill(4, (3, 1, 6), (5, 77, 20), causal=False),)),
@@ -169,8 +179,12 @@ _MERGE: tuple[tuple[str, Sequence[Merge]], ...] = (
 )
 
 
+# Half of the pages have numbers of more than 16 bits, and lie past byte 2^31.
+_STREWN = Decode(16, (2000, 0, 700), page=16, room=140_000)
+
 CASES = (
     *edges("mla_decode", _DECODE),
+    Case("mla_decode", "large page numbers", describe(_STREWN), _STREWN, large=True),
     *edges("mla_prefill", _PREFILL),
     *edges("merge_attn_states", _MERGE),
 )

@@ -21,12 +21,14 @@ _PAGES = (16, 1, 32, 64, 128)
 _DTYPES = ("bf16", "fp16", "fp8")
 _LSE = ("new", "", "head-major")
 _OUT = ("", "bf16", "fp16")
+_SPLITS = (0, 0, 1, 2, 3, 7, 16, 40)
 _LSES = (0.0, 4.0, -4.0, 90.0, -90.0, -inf, inf)
 
 # The plain choice comes first everywhere: that is where hypothesis shrinks to.
 heads = st.sampled_from((16, 1, 2, 3, 8, 9, 12, 32, 63, 64, 126, 128))
 gap = st.sampled_from((0, 16, 3, 5))
 _descale = st.sampled_from((None, 0.37, 2.0, 0.083))
+_invariant = st.sampled_from((False, False, True))
 _scale = st.sampled_from((DEEPSEEK_SCALE, GLM_SCALE, 0.03))
 
 
@@ -75,6 +77,8 @@ def _decode(draw: st.DrawFn, size: int) -> Decode:
         lse=draw(st.sampled_from(_LSE)),
         longest=longest,
         scale=draw(_scale),
+        invariant=(invariant := draw(_invariant)),
+        splits=draw(st.sampled_from((0, 1) if invariant else _SPLITS)),
     )
 
 
@@ -107,6 +111,7 @@ def _prefill(draw: st.DrawFn, size: int) -> Prefill:
         lse=draw(st.sampled_from(_LSE)),
         longest=draw(st.sampled_from(("tight", "loose"))),
         scale=draw(_scale),
+        invariant=draw(_invariant),
     )
 
 

@@ -10,10 +10,22 @@ import torch
 from archkey.conformance.case import Maker
 from archkey.conformance.cases.tensors import unused_table
 
-__all__ = ["DEEPSEEK_SCALE", "GLM_SCALE", "paged_slots", "real_values", "small", "stored"]
+__all__ = [
+    "DEEPSEEK_SCALE",
+    "GAIN",
+    "GLM_SCALE",
+    "descale_kind",
+    "paged_slots",
+    "real_values",
+    "small",
+    "stored",
+]
 
 DEEPSEEK_SCALE = (128 + 64) ** -0.5
 GLM_SCALE = (192 + 64) ** -0.5
+
+GAIN = 40.0
+"""Of queries over keys."""
 
 
 def small(make: Maker, *shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -29,6 +41,11 @@ def real_values(make: Maker, *shape: int, gain: float = 1.0) -> torch.Tensor:
 def stored(values: torch.Tensor, dtype: torch.dtype, descale: float | None) -> torch.Tensor:
     """`values` as a tensor of `dtype` holds them: `real = stored * descale`."""
     return (values / (1 if descale is None else descale)).to(dtype)
+
+
+def descale_kind(tensors: str, name: str) -> str:
+    """How the descale `name` is passed, see `factor`, where `tensors` names those that are ones."""
+    return "tensor" if name in tensors.split() else "number"
 
 
 def paged_slots(
