@@ -17,58 +17,9 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.attention_loop import attend
-from archkey.kernels.attention_parts import factor_of, real, write_rows
+from archkey.kernels.attention_parts import factor_of, real, tile_of, write_rows, write_tail
 
 __all__ = ["unified_attention_body"]
-
-
-@triton.jit
-def _tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
-    """(sequence, number of the tile in it) of tile `tile` of all.
-
-    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
-    over of the room has no rows.
-    """
-    low, high = tl.full([], 0, tl.int32), sequences - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
-
-
-@triton.jit
-def _write_tail(
-    first,  # token
-    tokens,
-    kv_head,
-    program,  # of `programs` that share the tail's rows
-    programs,
-    out,
-    lse,
-    out_stride,
-    out_head_stride,
-    lse_stride,
-    lse_head_stride,
-    GROUP: tl.constexpr,
-    DV: tl.constexpr,
-    OUT_FP8: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """Rows past the last sequence, which see no key and have no sink."""
-    count = (tokens - first) * GROUP
-    for row in tl.range(program * ROWS, count, programs * ROWS):
-        rows = row + tl.arange(0, ROWS)
-        write_rows(
-            tl.zeros([ROWS, BLOCK_DV], tl.float32), tl.full([ROWS], float("-inf"), tl.float32),
-            tl.zeros([ROWS], tl.float32), (first + rows // GROUP).to(tl.int64),
-            (kv_head * GROUP + rows % GROUP).to(tl.int64), rows < count, None, 1.0, out, lse,
-            out_stride, out_head_stride, lse_stride, lse_head_stride, DV, OUT_FP8, INTERPRETED,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -167,7 +118,7 @@ def unified_attention_body(
     out_stride, out_head_stride = out_stride * OUT_UNIT, out_head_stride * OUT_UNIT
     if place >= tiles:
         if tl.program_id(2) == 0:
-            _write_tail(
+            write_tail(
                 tl.load(cu_seqlens_q + sequences), tokens, kv_head, place - tiles, tail, out, lse,
                 out_stride, out_head_stride, lse_stride, lse_head_stride, GROUP, DV, OUT_FP8, ROWS,
                 BLOCK_DV, INTERPRETED,
@@ -176,7 +127,7 @@ def unified_attention_body(
     if MOST:
         sequence, row = place, 0
     else:  # the last queries of a sequence see the most keys: begin with them
-        sequence, number = _tile_of(cu_seqlens_q, sequences, tiles - 1 - place, GROUP, ROWS)
+        sequence, number = tile_of(cu_seqlens_q, sequences, tiles - 1 - place, GROUP, ROWS)
         row = number * ROWS
     begin = tl.load(cu_seqlens_q + sequence)
     queries = tl.load(cu_seqlens_q + sequence + 1) - begin

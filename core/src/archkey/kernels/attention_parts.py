@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton pieces of attention: operands, products, and the end of a softmax.
+"""Triton pieces of attention: tiles, operands, products, steps of a softmax and its end.
 
 Scores are kept in units of ln 2, since the hardware has powers of two. A softmax under way is
 (total, top, mass): the highest score so far, and the sums of `exp2(score - top) * value` and of
@@ -13,10 +13,38 @@ import triton.language as tl
 
 from archkey.kernels.quantize_body import e4m3fn_value, encode_fp8, rounded
 
-__all__ = ["LOG2E", "factor_of", "level_of", "product", "real", "write_rows"]
+__all__ = [
+    "LN2",
+    "LOG2E",
+    "factor_of",
+    "fold",
+    "level_of",
+    "product",
+    "real",
+    "tile_of",
+    "write_rows",
+    "write_tail",
+]
 
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """(sequence, number of the tile in it) of tile `tile` of all.
+
+    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
+    over of the room has no rows.
+    """
+    low, high = tl.full([], 0, tl.int32), sequences - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
+            low = middle
+        else:
+            high = middle - 1
+    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
 
 
 @triton.jit
@@ -76,6 +104,38 @@ def product(a, b, total, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def fold(
+    score,  # [ROWS, KEYS], -inf where a row does not see a key
+    value,  # [KEYS, BLOCK_DV]
+    total,  # the softmax so far
+    top,
+    mass,
+    factor,  # of scores
+    CAPPED: tl.constexpr,  # scores may be so huge that a fused product leaves more than 0 of one
+    FP8: tl.constexpr,  # of value; WIDE, INTERPRETED: as in `real`
+    WIDE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """(total, top, mass) with a step's keys.
+
+    The factor is applied within the exponent, after the mask: a product that is rounded into a sum
+    in one loop must be in all of them, or a row's bits would tell which keys another row does not
+    see.
+    """
+    highest = tl.maximum(top, tl.max(score, 1) * factor)
+    level = level_of(highest)
+    exponent = score * factor - level[:, None]
+    if CAPPED:
+        exponent = tl.minimum(exponent, 0.0)
+    weight = tl.exp2(exponent)
+    shrink = tl.exp2(top - level)
+    mass = mass * shrink + tl.sum(weight, 1)
+    value = real(value, FP8, WIDE, INTERPRETED)
+    total = product(weight.to(value.dtype), value, total * shrink[:, None], INTERPRETED)
+    return total, highest, mass
+
+
+@triton.jit
 def write_rows(
     total,  # [ROWS, BLOCK_DV]
     top,  # [ROWS]
@@ -118,4 +178,36 @@ def write_rows(
         tl.store(out + place[:, None] + dv[None, :], value, where)
     if lse is not None:
         place = token * lse_stride + head * lse_head_stride
-        tl.store(lse + place, (top + tl.log2(mass)) * _LN2, live)
+        tl.store(lse + place, (top + tl.log2(mass)) * LN2, live)
+
+
+@triton.jit
+def write_tail(
+    first,  # token
+    tokens,
+    kv_head,
+    program,  # of `programs` that share the tail's rows
+    programs,
+    out,
+    lse,
+    out_stride,
+    out_head_stride,
+    lse_stride,
+    lse_head_stride,
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    OUT_FP8: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Rows past the last sequence, which see no key and have no sink."""
+    count = (tokens - first) * GROUP
+    for row in tl.range(program * ROWS, count, programs * ROWS):
+        rows = row + tl.arange(0, ROWS)
+        write_rows(
+            tl.zeros([ROWS, BLOCK_DV], tl.float32), tl.full([ROWS], float("-inf"), tl.float32),
+            tl.zeros([ROWS], tl.float32), (first + rows // GROUP).to(tl.int64),
+            (kv_head * GROUP + rows % GROUP).to(tl.int64), rows < count, None, 1.0, out, lse,
+            out_stride, out_head_stride, lse_stride, lse_head_stride, DV, OUT_FP8, INTERPRETED,
+        )  # fmt: skip

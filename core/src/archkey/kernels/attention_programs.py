@@ -16,7 +16,17 @@ from archkey.launch import Program, interpreting
 if TYPE_CHECKING:
     from archkey.ops.attention import UnifiedAttentionProblem
 
-__all__ = ["PARTS", "body_program", "segments_program", "units_of"]
+__all__ = [
+    "PARTS",
+    "as_bytes",
+    "body_program",
+    "factor_type",
+    "flavour_of",
+    "pointer_of",
+    "segments_program",
+    "unit_of",
+    "units_of",
+]
 
 _TOGETHER = 8
 """Segments that the second body adds at once."""
@@ -44,21 +54,35 @@ PARTS = (
 def units_of(problem: UnifiedAttentionProblem) -> tuple[int, int, int]:
     """Elements in 16 bytes of q, of the cache and of out, if strides are multiples of them."""
     names = problem.dtype, problem.kv_dtype, problem.out_dtype
-    sizes = (16 // getattr(torch, name).itemsize for name in names)
-    return tuple(sizes) if problem.aligned else (1, 1, 1)
+    q_unit, kv_unit, out_unit = (unit_of(name, problem.aligned) for name in names)
+    return q_unit, kv_unit, out_unit
 
 
-def _pointer(dtype: str) -> str:
+def unit_of(dtype: str, aligned: bool) -> int:
+    """Elements in 16 bytes, if strides are multiples of them; otherwise 1."""
+    size: int = getattr(torch, dtype).itemsize
+    return 16 // size if aligned else 1
+
+
+def pointer_of(dtype: str) -> str:
+    """Triton's name of a pointer to `dtype`; the interpreter reads FP8 codes as bytes."""
     if dtype in _FP8:
         return "*u8" if interpreting() else _FP8[dtype][1]
     return POINTERS[dtype]
 
 
-def _factor(kind: str) -> str | None:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """FP8 codes as the bytes that the interpreter reads; any other tensor as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
+def factor_type(kind: str) -> str | None:
+    """Triton's type of a scale, by its kind; None: absent."""
     return {"none": None, "number": "fp32"}.get(kind, "*fp32")
 
 
-def _flavour(dtype: str) -> str:
+def flavour_of(dtype: str) -> str:
+    """What the bodies call an FP8 dtype; "none" for every other."""
     return _FP8[dtype][0] if dtype in _FP8 else "none"
 
 
@@ -77,19 +101,19 @@ def body_program(problem: UnifiedAttentionProblem, above: int, tile: AttentionTi
     q_unit, kv_unit, out_unit = units_of(problem)
     part = "*fp32" if tile.fill else None
     tensors: dict[str, str | None] = {
-        "q": _pointer(problem.dtype),
-        "k": _pointer(problem.kv_dtype),
-        "v": _pointer(problem.kv_dtype),
+        "q": pointer_of(problem.dtype),
+        "k": pointer_of(problem.kv_dtype),
+        "v": pointer_of(problem.kv_dtype),
         "cu_seqlens_q": "*i32",
         "seqused_k": "*i32",
         "block_table": "*i32",
-        "q_descale": _factor(problem.q_descale),
-        "k_descale": _factor(problem.k_descale),
-        "v_descale": _factor(problem.v_descale),
+        "q_descale": factor_type(problem.q_descale),
+        "k_descale": factor_type(problem.k_descale),
+        "v_descale": factor_type(problem.v_descale),
         "alibi_slopes": POINTERS[problem.alibi] if problem.alibi != "none" else None,
         "qq_bias": POINTERS[problem.qq_bias] if problem.qq_bias != "none" else None,
         "sinks": POINTERS[problem.sinks] if problem.sinks != "none" else None,
-        "output_scale": _factor(problem.output_scale),
+        "output_scale": factor_type(problem.output_scale),
         "out": _out_pointer(problem),
         "lse": "*fp32" if problem.return_lse else None,
         "part_total": part,
@@ -122,9 +146,9 @@ def body_program(problem: UnifiedAttentionProblem, above: int, tile: AttentionTi
             "K_DESCALE": problem.k_descale,
             "V_DESCALE": problem.v_descale,
             "OUTPUT_SCALE": problem.output_scale,
-            "Q_FP8": _flavour(problem.dtype),
-            "FP8": _flavour(problem.kv_dtype),
-            "OUT_FP8": _flavour(problem.out_dtype),
+            "Q_FP8": flavour_of(problem.dtype),
+            "FP8": flavour_of(problem.kv_dtype),
+            "OUT_FP8": flavour_of(problem.out_dtype),
             "ABOVE": above,
             "MOST": tile.most,
             "ROWS": tile.rows,
@@ -147,9 +171,9 @@ def segments_program(problem: UnifiedAttentionProblem) -> Program:
         unified_attention_segments_body,
         signature={
             "cu_seqlens_q": "*i32",
-            "v_descale": _factor(problem.v_descale),
+            "v_descale": factor_type(problem.v_descale),
             "sinks": POINTERS[problem.sinks] if problem.sinks != "none" else None,
-            "output_scale": _factor(problem.output_scale),
+            "output_scale": factor_type(problem.output_scale),
             "out": _out_pointer(problem),
             "lse": "*fp32" if problem.return_lse else None,
             **dict.fromkeys(("part_total", "part_top", "part_mass"), "*fp32"),
@@ -163,7 +187,7 @@ def segments_program(problem: UnifiedAttentionProblem) -> Program:
             "OUT_UNIT": units_of(problem)[2],
             "V_DESCALE": problem.v_descale,
             "OUTPUT_SCALE": problem.output_scale,
-            "OUT_FP8": _flavour(problem.out_dtype),
+            "OUT_FP8": flavour_of(problem.out_dtype),
             "TOGETHER": _TOGETHER,
             "BLOCK_DV": _block(problem.head_dim_v),
             "INTERPRETED": interpreting(),

@@ -11,19 +11,26 @@ from archkey import tables
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    merge_attn_states_kernels,
+    mla_prefill_kernels,
     mxfp4_linear_kernels,
     mxfp4_linear_scaled_kernels,
     page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
+from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey_cuda_sm100.facts import FACTS
 
 ARCHKEY_API = (1, 1)
 
 _TUNING = tables.read(
-    Path(__file__).with_name("tuning.json"), RmsNormTuning, Mxfp4LinearTuning, AttentionTuning
+    Path(__file__).with_name("tuning.json"),
+    RmsNormTuning,
+    Mxfp4LinearTuning,
+    AttentionTuning,
+    MlaPrefillTuning,
 )
 
 
@@ -40,4 +47,6 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mxfp4_linear_scaled_kernels(_TUNING["mxfp4_linear_scaled"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
     yield from attention_kernels(_TUNING["attention"])
+    yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from merge_attn_states_kernels()
     yield from page_table_kernels()
