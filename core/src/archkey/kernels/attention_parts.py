@@ -31,23 +31,6 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
-    """(sequence, number of the tile in it) of tile `tile` of all.
-
-    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
-    over of the room has no rows.
-    """
-    low, high = tl.full([], 0, tl.int32), sequences - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
-
-
-@triton.jit
 def factor_of(x, sequence, kv_head, stride, head_stride, KIND: tl.constexpr):
     """The scale of a sequence and KV head.
 
@@ -63,6 +46,23 @@ def factor_of(x, sequence, kv_head, stride, head_stride, KIND: tl.constexpr):
         place = sequence.to(tl.int64) * stride + kv_head.to(tl.int64) * head_stride
         factor = tl.load(x + place)
     return factor
+
+
+@triton.jit
+def tile_of(cu_seqlens_q, sequences, tile, GROUP: tl.constexpr, ROWS: tl.constexpr):
+    """(sequence, number of the tile in it) of tile `tile` of all.
+
+    Sequence i has room for its tiles from `cu_seqlens_q[i] * GROUP // ROWS + i` on; what is left
+    over of the room has no rows.
+    """
+    low, high = tl.full([], 0, tl.int32), sequences - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if tl.load(cu_seqlens_q + middle) * GROUP // ROWS + middle <= tile:
+            low = middle
+        else:
+            high = middle - 1
+    return low, tile - (tl.load(cu_seqlens_q + low) * GROUP // ROWS + low)
 
 
 @triton.jit

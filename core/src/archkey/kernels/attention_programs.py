@@ -20,9 +20,9 @@ __all__ = [
     "PARTS",
     "as_bytes",
     "body_program",
-    "factor_type",
-    "flavour_of",
-    "pointer_of",
+    "factor_kind",
+    "flavour",
+    "pointer",
     "segments_program",
     "unit_of",
     "units_of",
@@ -64,8 +64,8 @@ def unit_of(dtype: str, aligned: bool) -> int:
     return 16 // size if aligned else 1
 
 
-def pointer_of(dtype: str) -> str:
-    """Triton's name of a pointer to `dtype`; the interpreter reads FP8 codes as bytes."""
+def pointer(dtype: str) -> str:
+    """Triton's name of a pointer to a dtype; the interpreter reads codes as bytes."""
     if dtype in _FP8:
         return "*u8" if interpreting() else _FP8[dtype][1]
     return POINTERS[dtype]
@@ -76,12 +76,12 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
-def factor_type(kind: str) -> str | None:
-    """Triton's type of a scale, by its kind; None: absent."""
+def factor_kind(kind: str) -> str | None:
+    """Triton's name of a descale of a kind."""
     return {"none": None, "number": "fp32"}.get(kind, "*fp32")
 
 
-def flavour_of(dtype: str) -> str:
+def flavour(dtype: str) -> str:
     """What the bodies call an FP8 dtype; "none" for every other."""
     return _FP8[dtype][0] if dtype in _FP8 else "none"
 
@@ -101,19 +101,19 @@ def body_program(problem: UnifiedAttentionProblem, above: int, tile: AttentionTi
     q_unit, kv_unit, out_unit = units_of(problem)
     part = "*fp32" if tile.fill else None
     tensors: dict[str, str | None] = {
-        "q": pointer_of(problem.dtype),
-        "k": pointer_of(problem.kv_dtype),
-        "v": pointer_of(problem.kv_dtype),
+        "q": pointer(problem.dtype),
+        "k": pointer(problem.kv_dtype),
+        "v": pointer(problem.kv_dtype),
         "cu_seqlens_q": "*i32",
         "seqused_k": "*i32",
         "block_table": "*i32",
-        "q_descale": factor_type(problem.q_descale),
-        "k_descale": factor_type(problem.k_descale),
-        "v_descale": factor_type(problem.v_descale),
+        "q_descale": factor_kind(problem.q_descale),
+        "k_descale": factor_kind(problem.k_descale),
+        "v_descale": factor_kind(problem.v_descale),
         "alibi_slopes": POINTERS[problem.alibi] if problem.alibi != "none" else None,
         "qq_bias": POINTERS[problem.qq_bias] if problem.qq_bias != "none" else None,
         "sinks": POINTERS[problem.sinks] if problem.sinks != "none" else None,
-        "output_scale": factor_type(problem.output_scale),
+        "output_scale": factor_kind(problem.output_scale),
         "out": _out_pointer(problem),
         "lse": "*fp32" if problem.return_lse else None,
         "part_total": part,
@@ -146,9 +146,9 @@ def body_program(problem: UnifiedAttentionProblem, above: int, tile: AttentionTi
             "K_DESCALE": problem.k_descale,
             "V_DESCALE": problem.v_descale,
             "OUTPUT_SCALE": problem.output_scale,
-            "Q_FP8": flavour_of(problem.dtype),
-            "FP8": flavour_of(problem.kv_dtype),
-            "OUT_FP8": flavour_of(problem.out_dtype),
+            "Q_FP8": flavour(problem.dtype),
+            "FP8": flavour(problem.kv_dtype),
+            "OUT_FP8": flavour(problem.out_dtype),
             "ABOVE": above,
             "MOST": tile.most,
             "ROWS": tile.rows,
@@ -171,9 +171,9 @@ def segments_program(problem: UnifiedAttentionProblem) -> Program:
         unified_attention_segments_body,
         signature={
             "cu_seqlens_q": "*i32",
-            "v_descale": factor_type(problem.v_descale),
+            "v_descale": factor_kind(problem.v_descale),
             "sinks": POINTERS[problem.sinks] if problem.sinks != "none" else None,
-            "output_scale": factor_type(problem.output_scale),
+            "output_scale": factor_kind(problem.output_scale),
             "out": _out_pointer(problem),
             "lse": "*fp32" if problem.return_lse else None,
             **dict.fromkeys(("part_total", "part_top", "part_mass"), "*fp32"),
@@ -187,7 +187,7 @@ def segments_program(problem: UnifiedAttentionProblem) -> Program:
             "OUT_UNIT": units_of(problem)[2],
             "V_DESCALE": problem.v_descale,
             "OUTPUT_SCALE": problem.output_scale,
-            "OUT_FP8": flavour_of(problem.out_dtype),
+            "OUT_FP8": flavour(problem.out_dtype),
             "TOGETHER": _TOGETHER,
             "BLOCK_DV": _block(problem.head_dim_v),
             "INTERPRETED": interpreting(),

@@ -14,9 +14,9 @@ import torch
 
 from archkey.kernels.attention_programs import (
     as_bytes,
-    factor_type,
-    flavour_of,
-    pointer_of,
+    factor_kind,
+    flavour,
+    pointer,
     unit_of,
 )
 from archkey.kernels.mla_prefill_body import mla_prefill_body
@@ -93,12 +93,12 @@ def _program(problem: MlaPrefillProblem, tile: MlaPrefillTile) -> Program:
     return Program(
         mla_prefill_body,
         signature={
-            **dict.fromkeys(("q", "k", "v"), pointer_of(problem.dtype)),
+            **dict.fromkeys(("q", "k", "v"), pointer(problem.dtype)),
             **dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), "*i32"),
-            "q_descale": factor_type(problem.q_descale),
-            "k_descale": factor_type(problem.k_descale),
-            "v_descale": factor_type(problem.v_descale),
-            "out": pointer_of(problem.out_dtype),
+            "q_descale": factor_kind(problem.q_descale),
+            "k_descale": factor_kind(problem.k_descale),
+            "v_descale": factor_kind(problem.v_descale),
+            "out": pointer(problem.out_dtype),
             "lse": "*fp32" if problem.return_lse else None,
             **dict.fromkeys(("tokens", "sequences", "tail", "together"), "i32"),
             "softmax_scale": "fp32",
@@ -116,7 +116,7 @@ def _program(problem: MlaPrefillProblem, tile: MlaPrefillTile) -> Program:
             "Q_DESCALE": problem.q_descale,
             "K_DESCALE": problem.k_descale,
             "V_DESCALE": problem.v_descale,
-            "FP8": flavour_of(problem.dtype),
+            "FP8": flavour(problem.dtype),
             "ROWS": tile.rows,
             "KEYS": tile.keys,
             "STAGES": tile.stages,

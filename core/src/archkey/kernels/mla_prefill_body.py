@@ -80,7 +80,7 @@ def _attend(
         if INTERPRETED:
             key = real(key, FP8, WIDE, True)
         score = product(q, key.T, None, INTERPRETED)
-        if q_rest is not None:
+        if key_rest is not None:
             if INTERPRETED:
                 key_rest = real(key_rest, FP8, WIDE, True)
             score = product(q_rest, key_rest.T, score, INTERPRETED)
