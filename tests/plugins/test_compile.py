@@ -53,7 +53,8 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     limit, rows = json.loads(run_python(code, TRITON_INTERPRET="0"))
     family = {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"}
     tables = {"ragged_kv_indices_to_page_table", "req_to_token_to_page_table"}
-    assert {row[0] for row in rows} >= {*family, "mxfp4_linear", "unified_attention", *tables}
+    mla = {"mla_prefill", "merge_attn_states"}
+    assert {row[0] for row in rows} >= {*family, "mxfp4_linear", "unified_attention", *tables, *mla}
     for operator, label, kernel, magic, found, flags, shared in rows:
         where = f"{operator}, {label}"
         assert ":triton" in kernel, where

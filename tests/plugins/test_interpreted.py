@@ -14,6 +14,7 @@ import torch
 import archkey
 from archkey.conformance.case import Case, Maker
 from archkey.conformance.cases.attention import edges, invariant, table_edges
+from archkey.conformance.cases.mla.edges import CASES as MLA_EDGES
 from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
@@ -136,6 +137,59 @@ def test_attention_agrees_with_reference(target: str, case: Case) -> None:
 def test_attention_is_batch_invariant() -> None:
     case = next(case for case in invariant.CASES if case.edge and "window" in case.label)
     result = judge(archkey.open("cuda_sm90"), case, level="interpreted")
+    assert result.passed, result
+
+
+# One of each thing that prefill and the merging of its parts can be asked for.
+MLA = [
+    next(case for case in MLA_EDGES if (case.operator, case.model) == (operator, about))
+    for operator, abouts in (
+        (
+            "mla_prefill",
+            (
+                "two sequences",
+                "9 heads over 3",
+                "widths 256/256",
+                "K and V of one projection",
+                "sequence without queries",
+                "more queries than keys",
+                "rows past the last sequence",
+                "not causal",
+                "FP8 codes of the device",
+                "descales are tensors",
+                "rows apart",
+                "head-major LSE",
+                "far k heads",
+            ),
+        ),
+        (
+            "merge_attn_states",
+            (
+                "width 127",
+                "all rows empty",
+                "LSE far from 0",
+                "in place",
+                "output of another dtype",
+                "far out_b",
+            ),
+        ),
+    )
+    for about in abouts
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        *(("cuda_sm90", case) for case in MLA),
+        # The other flavour of FP8, and other tiles.
+        *(("rocm_gfx942", case) for case in MLA if "FP8" in case.model or "256" in case.model),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_mla_agrees_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case, level="interpreted")
+    assert result.kernel == f"{target}:triton"
     assert result.passed, result
 
 

@@ -12,6 +12,7 @@ TARGETS = ("cuda_sm90", "cuda_sm100", "rocm_gfx942", "rocm_gfx950")
 SHARED = (
     *("rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"),
     *("unified_attention", "ragged_kv_indices_to_page_table", "req_to_token_to_page_table"),
+    *("mla_prefill", "merge_attn_states"),
 )
 
 

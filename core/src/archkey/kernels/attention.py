@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from archkey.kernels.attention_programs import PARTS, body_program, segments_program, units_of
+from archkey.kernels.attention_programs import (
+    PARTS,
+    as_bytes,
+    body_program,
+    segments_program,
+    units_of,
+)
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.launch import Build, interpreting
 
@@ -102,7 +108,7 @@ def build_unified_attention(problem: UnifiedAttentionProblem, build: Build) -> R
     ) -> None:
         tokens, sequences = q.shape[0], seqused_k.shape[0]
         if codes:  # the interpreter reads codes as bytes
-            q, k, v, out = map(_bytes, (q, k, v, out))
+            q, k, v, out = map(as_bytes, (q, k, v, out))
         window = min(window_left, _FAR)
         out_strides = [stride // out_unit for stride in out.stride()[:2]]
         out_strides += [0, 0] if lse is None else lse.stride()
@@ -198,7 +204,3 @@ def _parts(
 def _strides_of(descale: Any) -> tuple[int, int]:
     """Strides of a `[B, Hk]`; nothing else has any."""
     return descale.stride() if getattr(descale, "ndim", 0) == 2 else (0, 0)
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor

@@ -17,41 +17,9 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.attention_loop import attend
-from archkey.kernels.attention_parts import factor_of, real, tile_of, write_rows
+from archkey.kernels.attention_parts import factor_of, real, tile_of, write_rows, write_tail
 
 __all__ = ["unified_attention_body"]
-
-
-@triton.jit
-def _write_tail(
-    first,  # token
-    tokens,
-    kv_head,
-    program,  # of `programs` that share the tail's rows
-    programs,
-    out,
-    lse,
-    out_stride,
-    out_head_stride,
-    lse_stride,
-    lse_head_stride,
-    GROUP: tl.constexpr,
-    DV: tl.constexpr,
-    OUT_FP8: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    INTERPRETED: tl.constexpr,
-):
-    """Rows past the last sequence, which see no key and have no sink."""
-    count = (tokens - first) * GROUP
-    for row in tl.range(program * ROWS, count, programs * ROWS):
-        rows = row + tl.arange(0, ROWS)
-        write_rows(
-            tl.zeros([ROWS, BLOCK_DV], tl.float32), tl.full([ROWS], float("-inf"), tl.float32),
-            tl.zeros([ROWS], tl.float32), (first + rows // GROUP).to(tl.int64),
-            (kv_head * GROUP + rows % GROUP).to(tl.int64), rows < count, None, 1.0, out, lse,
-            out_stride, out_head_stride, lse_stride, lse_head_stride, DV, OUT_FP8, INTERPRETED,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -150,7 +118,7 @@ def unified_attention_body(
     out_stride, out_head_stride = out_stride * OUT_UNIT, out_head_stride * OUT_UNIT
     if place >= tiles:
         if tl.program_id(2) == 0:
-            _write_tail(
+            write_tail(
                 tl.load(cu_seqlens_q + sequences), tokens, kv_head, place - tiles, tail, out, lse,
                 out_stride, out_head_stride, lse_stride, lse_head_stride, GROUP, DV, OUT_FP8, ROWS,
                 BLOCK_DV, INTERPRETED,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archkey.kernels.attention_parts import LOG2E, level_of, page_of, place_of, product, real
+from archkey.kernels.attention_parts import LOG2E, fold, page_of, place_of, product, real
 
 __all__ = ["attend"]
 
@@ -70,8 +70,6 @@ def attend(
     slots = (lane % PAGE if FIXED else tl.zeros_like(lane)).to(tl.int64)[:, None]
     k_lane = k + slots * k_slot_stride * KV_UNIT + d
     v_lane = v + slots * v_slot_stride * KV_UNIT + dv
-    # Applied within the exponent, after the mask: a product that is rounded into a sum in one loop
-    # must be in all of them, or a row's bits would tell which keys another row does not see.
     factor = scale * LOG2E if PLAIN else LOG2E
     # Pages are read a step ahead: keys that waited for them would not be on their way in time. They
     # are taken along as they were read; Triton 3.6 pipelines nothing if this step computes on them.
@@ -112,15 +110,7 @@ def attend(
             if WINDOW:
                 seen = seen & (j[None, :] >= position - window_left)
             score = tl.where(seen, score, float("-inf"))
-        highest = tl.maximum(top, tl.max(score, 1) * factor)
-        level = level_of(highest)
-        exponent = score * factor - level[:, None]
-        if qq_bias is not None:  # what a fused multiplication leaves of a huge bias may be more
-            exponent = tl.minimum(exponent, 0.0)
-        weight = tl.exp2(exponent)
-        shrink = tl.exp2(top - level)
-        mass = mass * shrink + tl.sum(weight, 1)
-        value = real(value, FP8, WIDE, INTERPRETED)
-        total = product(weight.to(value.dtype), value, total * shrink[:, None], INTERPRETED)
-        top = highest
+        total, top, mass = fold(
+            score, value, total, top, mass, factor, qq_bias is not None, FP8, WIDE, INTERPRETED
+        )
     return total, top, mass

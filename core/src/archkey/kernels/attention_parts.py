@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Triton pieces of attention: operands, products, and the end of a softmax.
+"""Triton pieces of attention: tiles, operands, products, steps of a softmax and its end.
 
 Scores are kept in units of ln 2, since the hardware has powers of two. A softmax under way is
 (total, top, mass): the highest score so far, and the sums of `exp2(score - top) * value` and of
@@ -14,8 +14,10 @@ import triton.language as tl
 from archkey.kernels.quantize_body import e4m3fn_value, encode_fp8, rounded
 
 __all__ = [
+    "LN2",
     "LOG2E",
     "factor_of",
+    "fold",
     "level_of",
     "page_of",
     "place_of",
@@ -23,11 +25,13 @@ __all__ = [
     "real",
     "sum_segments",
     "tile_of",
+    "weigh",
     "write_rows",
+    "write_tail",
 ]
 
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -121,6 +125,46 @@ def product(a, b, total, INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def weigh(score, top, mass, factor, CAPPED: tl.constexpr):
+    """(weight of each key, what the sums so far shrink by, top, mass) with a step's scores.
+
+    score   [ROWS, KEYS], -inf where a row does not see a key
+    factor  of scores. It is applied within the exponent, after the mask: a product that is rounded
+            into a sum in one loop must be in all of them, or a row's bits would tell which keys
+            another row does not see
+    CAPPED  scores may be so huge that a fused product leaves more than 0 of one
+    """
+    highest = tl.maximum(top, tl.max(score, 1) * factor)
+    level = level_of(highest)
+    exponent = score * factor - level[:, None]
+    if CAPPED:
+        exponent = tl.minimum(exponent, 0.0)
+    weight = tl.exp2(exponent)
+    shrink = tl.exp2(top - level)
+    return weight, shrink, highest, mass * shrink + tl.sum(weight, 1)
+
+
+@triton.jit
+def fold(
+    score,  # see `weigh`
+    value,  # [KEYS, BLOCK_DV]
+    total,  # the softmax so far
+    top,
+    mass,
+    factor,
+    CAPPED: tl.constexpr,
+    FP8: tl.constexpr,  # of value; WIDE, INTERPRETED: as in `real`
+    WIDE: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """(total, top, mass) with a step's keys."""
+    weight, shrink, top, mass = weigh(score, top, mass, factor, CAPPED)
+    value = real(value, FP8, WIDE, INTERPRETED)
+    total = product(weight.to(value.dtype), value, total * shrink[:, None], INTERPRETED)
+    return total, top, mass
+
+
+@triton.jit
 def sum_segments(
     part_total,  # [segments, >= DV] of a row, last stride 1
     part_top,  # [segments]
@@ -198,4 +242,36 @@ def write_rows(
         tl.store(out + place[:, None] + dv[None, :], value, where)
     if lse is not None:
         place = token * lse_stride + head * lse_head_stride
-        tl.store(lse + place, (top + tl.log2(mass)) * _LN2, live)
+        tl.store(lse + place, (top + tl.log2(mass)) * LN2, live)
+
+
+@triton.jit
+def write_tail(
+    first,  # token
+    tokens,
+    kv_head,
+    program,  # of `programs` that share the tail's rows
+    programs,
+    out,
+    lse,
+    out_stride,
+    out_head_stride,
+    lse_stride,
+    lse_head_stride,
+    GROUP: tl.constexpr,
+    DV: tl.constexpr,
+    OUT_FP8: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    """Rows past the last sequence, which see no key and have no sink."""
+    count = (tokens - first) * GROUP
+    for row in tl.range(program * ROWS, count, programs * ROWS):
+        rows = row + tl.arange(0, ROWS)
+        write_rows(
+            tl.zeros([ROWS, BLOCK_DV], tl.float32), tl.full([ROWS], float("-inf"), tl.float32),
+            tl.zeros([ROWS], tl.float32), (first + rows // GROUP).to(tl.int64),
+            (kv_head * GROUP + rows % GROUP).to(tl.int64), rows < count, None, 1.0, out, lse,
+            out_stride, out_head_stride, lse_stride, lse_head_stride, DV, OUT_FP8, INTERPRETED,
+        )  # fmt: skip

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PARTS",
+    "as_bytes",
     "body_program",
     "factor_kind",
     "flavour",
     "pointer",
     "segments_program",
+    "unit_of",
     "units_of",
 ]
 
@@ -52,8 +54,14 @@ PARTS = (
 def units_of(problem: UnifiedAttentionProblem) -> tuple[int, int, int]:
     """Elements in 16 bytes of q, of the cache and of out, if strides are multiples of them."""
     names = problem.dtype, problem.kv_dtype, problem.out_dtype
-    sizes = (16 // getattr(torch, name).itemsize for name in names)
-    return tuple(sizes) if problem.aligned else (1, 1, 1)
+    q_unit, kv_unit, out_unit = (unit_of(name, problem.aligned) for name in names)
+    return q_unit, kv_unit, out_unit
+
+
+def unit_of(dtype: str, aligned: bool) -> int:
+    """Elements in 16 bytes, if strides are multiples of them; otherwise 1."""
+    size: int = getattr(torch, dtype).itemsize
+    return 16 // size if aligned else 1
 
 
 def pointer(dtype: str) -> str:
@@ -63,13 +71,18 @@ def pointer(dtype: str) -> str:
     return POINTERS[dtype]
 
 
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """FP8 codes as the bytes that the interpreter reads; any other tensor as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+
+
 def factor_kind(kind: str) -> str | None:
     """Triton's name of a descale of a kind."""
     return {"none": None, "number": "fp32"}.get(kind, "*fp32")
 
 
 def flavour(dtype: str) -> str:
-    """The FP8 flavour of a dtype, or "none"."""
+    """What the bodies call an FP8 dtype; "none" for every other."""
     return _FP8[dtype][0] if dtype in _FP8 else "none"
 
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["AttentionTile", "AttentionTuning"]
+__all__ = ["AttentionTile", "AttentionTuning", "check_tiles"]
 
 
 class AttentionTile(NamedTuple):
@@ -44,17 +44,23 @@ class AttentionTuning:
     def __post_init__(self) -> None:
         tiles = tuple(AttentionTile(*tile) for tile in self.tiles)
         object.__setattr__(self, "tiles", tiles)
-        most = [tile.most for tile in tiles]
-        if most[-1:] != [0] or most[:-1] != sorted({*most[:-1]} - {0}):
-            raise ValueError(f"tiles must be for more and more rows, then for any (0), not {most}")
+        check_tiles(tiles)
         for tile in tiles:
-            for name, low in {"rows": 16, "keys": 16, "num_warps": 1}.items():
-                value = getattr(tile, name)
-                if value < low or value & (value - 1):
-                    raise ValueError(f"{name} must be a power of two from {low}, is {value}")
-            if tile.stages < 1:
-                raise ValueError(f"stages must be at least 1, is {tile.stages}")
-            if tile.most > tile.rows:
-                raise ValueError(f"{tile.most} rows do not fit a tile of {tile.rows}")
             if tile.fill < 0 or (tile.fill and not tile.most):
                 raise ValueError(f"a tile for any number of rows is not split: fill {tile.fill}")
+
+
+def check_tiles(tiles: tuple[Any, ...]) -> None:
+    """ValueError unless `tiles` are for more and more rows, and each of them can be."""
+    most = [tile.most for tile in tiles]
+    if most[-1:] != [0] or most[:-1] != sorted({*most[:-1]} - {0}):
+        raise ValueError(f"tiles must be for more and more rows, then for any (0), not {most}")
+    for tile in tiles:
+        for name, low in {"rows": 16, "keys": 16, "num_warps": 1}.items():
+            value = getattr(tile, name)
+            if value < low or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two from {low}, is {value}")
+        if tile.stages < 1:
+            raise ValueError(f"stages must be at least 1, is {tile.stages}")
+        if tile.most > tile.rows:
+            raise ValueError(f"{tile.most} rows do not fit a tile of {tile.rows}")

@@ -22,6 +22,8 @@ __all__ = [
     "TRITON",
     "attention_kernels",
     "mla_decode_kernels",
+    "merge_attn_states_kernels",
+    "mla_prefill_kernels",
     "mxfp4_linear_kernels",
     "mxfp4_linear_scaled_kernels",
     "page_table_kernels",
@@ -138,6 +140,37 @@ def mla_decode_kernels(tuning: Table) -> tuple[Kernel, ...]:
             tuning=tuning,
             summary="shared Triton body: a row of the latent cache read once for both products",
             space=spaces.MLA_DECODE,
+        ),
+    )
+
+
+def mla_prefill_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """mla_prefill.
+
+    tuning  rows of `MlaPrefillTuning`, with conditions on the widths, dtypes and `batch_invariant`
+    """
+    return (
+        Kernel(
+            operator="mla_prefill",
+            name="triton",
+            build="archkey.kernels.mla_prefill:build_mla_prefill",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: one launch; widths of 192 as products of 128 and of 64",
+            space=spaces.MLA_PREFILL,
+        ),
+    )
+
+
+def merge_attn_states_kernels() -> tuple[Kernel, ...]:
+    """merge_attn_states. No tuning table: a program is a few loads of 16 bytes a thread."""
+    return (
+        Kernel(
+            operator="merge_attn_states",
+            name="triton",
+            build="archkey.kernels.merge_states:build_merge_attn_states",
+            requires=(TRITON,),
+            summary="shared Triton body: one launch, each row read once, in place or not",
         ),
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from archkey.kernels.attention_programs import as_bytes
 from archkey.kernels.mla_decode_programs import decode_program, segments_program, units_of
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.launch import Build, interpreting
@@ -79,9 +80,7 @@ def run_of(
         lse: torch.Tensor | None,
     ) -> None:
         if codes:  # the interpreter reads codes as bytes
-            q, kv_cache = (
-                x.view(torch.uint8) if x.dtype.itemsize == 1 else x for x in (q, kv_cache)
-            )
+            q, kv_cache = map(as_bytes, (q, kv_cache))
         sequences = cache_seqlens.shape[0]
         if cu_seqlens_q is None:
             queries, tokens = q.shape[1], sequences * q.shape[1]

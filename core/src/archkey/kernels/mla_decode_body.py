@@ -19,13 +19,13 @@ import triton.language as tl
 from archkey.kernels.attention_parts import (
     LOG2E,
     factor_of,
-    level_of,
     page_of,
     place_of,
     product,
     real,
     sum_segments,
     tile_of,
+    weigh,
     write_rows,
 )
 
@@ -172,19 +172,13 @@ def mla_decode_body(
         if CAUSAL:
             seen = seen & (j[None, :] <= (context + t)[:, None])
         score = tl.where(seen, score, float("-inf"))
-        highest = tl.maximum(top, tl.max(score, 1) * factor)
-        level = level_of(highest)
-        # The factor comes after the mask and within the exponent: see `attention_loop`.
-        weight = tl.exp2(score * factor - level[:, None])
-        shrink = tl.exp2(top - level)
-        mass = mass * shrink + tl.sum(weight, 1)
+        weight, shrink, top, mass = weigh(score, top, mass, factor, False)
         value = latent.to(WIDE) if Q_FP8 != "none" and not INTERPRETED else latent
         weight = weight.to(value.dtype)
         total = product(weight, value, total * shrink[:, None], INTERPRETED)
         if DV > LATENT:
             value = key.to(WIDE) if Q_FP8 != "none" and not INTERPRETED else key
             beyond = product(weight, value, beyond * shrink[:, None], INTERPRETED)
-        top = highest
 
     if SPLITS and segments > 1:
         part = ((first_token + t).to(tl.int64) * HEADS + head) * segments + tl.program_id(1)

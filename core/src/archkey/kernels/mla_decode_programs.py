@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from archkey.kernels.attention_programs import factor_kind, flavour, pointer
+from archkey.kernels.attention_programs import factor_kind, flavour, pointer, unit_of
 from archkey.kernels.mla_decode_body import mla_decode_body, mla_decode_segments_body
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.launch import Program, interpreting
@@ -30,8 +28,7 @@ _OUT = (
 def units_of(problem: MlaDecodeProblem) -> tuple[int, ...]:
     """Elements in 16 bytes of q, of the cache and of out, if strides are multiples of them."""
     names = problem.dtype, problem.kv_dtype, problem.out_dtype
-    sizes = tuple(16 // getattr(torch, name).itemsize for name in names)
-    return sizes if problem.aligned else (1, 1, 1)
+    return tuple(unit_of(name, problem.aligned) for name in names)
 
 
 def _options(problem: MlaDecodeProblem, num_warps: int) -> dict[str, Any]:

@@ -13,13 +13,21 @@ from typing import TYPE_CHECKING, Any
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
+from archkey.kernels.mla_prefill_tunings import MlaPrefillTile, MlaPrefillTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
 
-__all__ = ["ATTENTION", "MLA_DECODE", "MXFP4_LINEAR", "MXFP4_LINEAR_SCALED", "RMSNORM"]
+__all__ = [
+    "ATTENTION",
+    "MLA_DECODE",
+    "MLA_PREFILL",
+    "MXFP4_LINEAR",
+    "MXFP4_LINEAR_SCALED",
+    "RMSNORM",
+]
 
 _THREADS = 1024
 """Most threads of a block on either vendor's hardware."""
@@ -58,7 +66,9 @@ def _mxfp4_linear_scaled(values: Mxfp4LinearTuning, capabilities: Capabilities) 
     return _mxfp4_linear(values, capabilities, 4)
 
 
-def _tiles(*tiles: tuple[LinearTile | AttentionTile, ...]) -> dict[str, tuple[Any, ...]]:
+def _tiles(
+    *tiles: tuple[LinearTile | AttentionTile | MlaPrefillTile, ...],
+) -> dict[str, tuple[Any, ...]]:
     """Those for few rows, for some, and for any number, each with each."""
     return {"tiles": tuple(itertools.product(*tiles))}
 
@@ -108,7 +118,7 @@ MXFP4_LINEAR_SCALED = Space(
 )
 
 
-def _attention(values: AttentionTuning, capabilities: Capabilities) -> bool:
+def _attention(values: AttentionTuning | MlaPrefillTuning, capabilities: Capabilities) -> bool:
     """Scores in at most 128 registers a thread; keys and values of 64 columns are the least."""
     room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
     return all(
@@ -162,4 +172,16 @@ MLA_DECODE = Space(
         "resident": (1, 2),
     },
     _mla_decode,
+)
+
+MLA_PREFILL = Space(
+    _tiles(
+        tuple(MlaPrefillTile(64, 64, keys, 4, stages) for keys in (32, 64) for stages in (1, 2, 3)),
+        tuple(
+            MlaPrefillTile(0, rows, keys, num_warps, stages)
+            for rows, num_warps in ((64, 4), (128, 4), (128, 8), (256, 8), (256, 16))
+            for keys, stages in ((32, 1), (32, 2), (32, 3), (64, 1), (64, 2), (64, 3), (128, 2))
+        ),
+    ),
+    _attention,
 )

@@ -12,15 +12,19 @@ from archkey.conditions import at_least, is_, one_of
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    merge_attn_states_kernels,
     mla_decode_kernels,
+    mla_prefill_kernels,
     mxfp4_linear_kernels,
     page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
+from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.requirements import Requirement
+from archkey.tuning import Space
 from archkey_cuda_sm90.facts import FACTS
 
 ARCHKEY_API = (1, 1)
@@ -31,6 +35,7 @@ _TUNING = tables.read(
     Mxfp4LinearTuning,
     AttentionTuning,
     MlaDecodeTuning,
+    MlaPrefillTuning,
 )
 
 _WARP_GROUPS = archkey.Kernel(
@@ -51,6 +56,7 @@ _WARP_GROUPS = archkey.Kernel(
     needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
     requires=(Requirement("triton", ">=3.6,<3.7", why="Gluon's names move between releases"),),
     tuning=_TUNING["mla_decode_wgmma"],
+    space=Space({"rows": (64,), "keys": (64,), "num_warps": (4,), "stages": (2,), "resident": (1,)}),
     summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
 
@@ -69,4 +75,6 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from attention_kernels(_TUNING["attention"])
     yield _WARP_GROUPS
     yield from mla_decode_kernels(_TUNING["mla_decode"])
+    yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from merge_attn_states_kernels()
     yield from page_table_kernels()

@@ -11,13 +11,16 @@ from archkey import tables
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    merge_attn_states_kernels,
     mla_decode_kernels,
+    mla_prefill_kernels,
     mxfp4_linear_kernels,
     page_table_kernels,
     rmsnorm_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
+from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey_rocm_gfx942.facts import FACTS
 
@@ -29,6 +32,7 @@ _TUNING = tables.read(
     Mxfp4LinearTuning,
     AttentionTuning,
     MlaDecodeTuning,
+    MlaPrefillTuning,
 )
 
 
@@ -45,4 +49,6 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
     yield from attention_kernels(_TUNING["attention"])
     yield from mla_decode_kernels(_TUNING["mla_decode"])
+    yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from merge_attn_states_kernels()
     yield from page_table_kernels()
