@@ -2,7 +2,7 @@
 """Kernels of an exam's cases, compiled before the card has to wait for the compiler.
 
 In worker processes on a pretended card, which nobody touches, with the facts of the real one. What
-they make lies in Triton's cache on disk, where the card's worker finds it. What fails here is left
+they make lies in archkey's store, where the card's worker finds it. What fails here is left
 to that worker.
 """
 
