@@ -25,8 +25,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,18 @@ class Store:
             self._place(new, key)
         finally:
             _remove(new)  # gone already if it found its place
+
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Within it, no other process is within it for `key`, where the file system can lock."""
+        import filelock  # after `import archkey`, which must stay light
+
+        # Of few files, which stay; two keys of one file wait for each other now and then.
+        lock = filelock.FileLock(self.root / f".lock-{key[:2]}", mode=0o600)
+        with ExitStack() as held:
+            with suppress(OSError, NotImplementedError):  # to build twice is no harm
+                held.enter_context(lock)
+            yield
 
     def _place(self, new: Path, key: str) -> None:
         place = self.root / key

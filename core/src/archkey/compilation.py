@@ -27,13 +27,16 @@ from types import FunctionType
 from typing import Any
 
 from archkey import artefacts
+from archkey._body import digest_of
 from archkey.errors import ArchkeyError, Unsupported
 from archkey.probe import Device
 from archkey.target import Target
 
-__all__ = ["Compiled", "Program", "compile_for", "key_of"]
+__all__ = ["Compiled", "Program", "compile_for", "to_compile"]
 
 log = logging.getLogger("archkey")
+
+_SCRATCH = "archkey-compile-"
 
 # Environment variables that may reach machine code; Triton reads some in C++, some in Python.
 _PREFIXES = ("TRITON_", "AMDGCN_", "DISABLE_", "ALLOW_", "LLVM_", "MLIR_", "NVPTX_", "PTXAS_")
@@ -95,9 +98,16 @@ def compile_for(program: Program, device: Device) -> Compiled:
     return Compiled(program, kernel, "cubin" if device.target.platform == "cuda" else "hsaco")
 
 
-def key_of(program: Program, device: Device) -> str:
-    """What the store calls the machine code of `program` for `device`."""
-    return _key(_source(program, device), device.target, _options(program))
+def to_compile(program: Program, device: Device) -> str | None:
+    """The store's key of `program` for `device` if it has yet to be compiled and will be kept.
+
+    None if it is there, and where nothing is kept: no other process could help then.
+    """
+    store = _store()
+    if store is None:
+        return None
+    key = _key(_source(program, device), device.target, _options(program))
+    return key if store.load(key) is None else None
 
 
 def _source(program: Program, device: Device) -> Any:
@@ -138,34 +148,54 @@ def _compiled_kernel(source: Any, target: Target, options: Mapping[str, Any]) ->
     from triton.compiler import CompiledKernel
 
     key = _key(source, target, options)
-    store = None if _watched() else artefacts.store()
-    files = store.load(key) if store else None
+    store = _store()
+    if store is None:
+        with TemporaryDirectory(prefix=_SCRATCH) as folder:
+            return _compile(source, target, options, key, Path(folder))
+    files = store.load(key)
     if files is None:
-        with TemporaryDirectory(prefix="archkey-compile-") as folder:
-            made = _compile(source, target, options, key, Path(folder))
-            if store is None:
-                return made
-            _keep(store, key, made.metadata_group)
-        files = store.load(key)
-        if files is None:  # such as on a full disk
-            return made
+        # One compiles, and all others who want the same wait for it: ranks, and their workers.
+        with store.alone(key):
+            files = store.load(key)
+            if files is None:
+                with TemporaryDirectory(prefix=_SCRATCH) as folder:
+                    made = _compile(source, target, options, key, Path(folder))
+                    _keep(store, key, made.metadata_group)
+                files = store.load(key)
+                if files is None:  # such as on a full disk
+                    return made
     return CompiledKernel(source, files, key)
+
+
+def _store() -> artefacts.Store | None:
+    """Where to look and to keep; None while somebody wants to see or change what compiles."""
+    from triton import knobs
+
+    wanted = knobs.compilation
+    watched = (
+        wanted.override
+        or wanted.dump_ir
+        or wanted.always_compile
+        or wanted.instrumentation_mode
+        or knobs.runtime.add_stages_inspection_hook
+    )
+    return None if watched else artefacts.store()
 
 
 def _key(source: Any, target: Target, options: Mapping[str, Any]) -> str:
     """SHA-256 over all that decides the machine code, as hexadecimal digits.
 
     The architecture with its feature suffix, the compiler and its assembler, the body with all
-    that it calls (Triton's own digest of them), types, constants, alignment, options, and Triton's
-    knobs and environment variables.
+    that it calls, types, constants, alignment, options, and Triton's knobs and environment
+    variables.
     """
     gpu = _gpu(target)
     backend = _backend(gpu)
-    constants = [[list(at), type(v).__name__, str(v)] for at, v in source.constants.items()]
+    constants = [[list(at), type(v).__name__, _text(v)] for at, v in source.constants.items()]
     facts = {
         "target": [str(target), repr(gpu)],
         "compiler": [_compiler(), backend.hash(), backend.parse_options(dict(options)).hash()],
-        "body": [source.language.name, source.name, source.hash()],
+        "body": [source.language.name, source.name, digest_of(source.fn)],
         "types": list(source.signature.items()),
         "constants": sorted(constants),
         "attributes": repr(sorted(source.attrs.items())),
@@ -178,6 +208,11 @@ def _key(source: Any, target: Target, options: Mapping[str, Any]) -> str:
         },
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _text(constant: Any) -> str:
+    """A constant that is a body itself by its source, others as they are printed."""
+    return digest_of(constant) if hasattr(constant, "cache_key") else str(constant)
 
 
 def _gpu(target: Target) -> Any:
@@ -221,20 +256,6 @@ def _knobs() -> dict[str, str]:
                 found[f"{group}.{name}"] = str(getattr(room, name))
     del found["language.default_fp_fusion"]  # the options say it
     return found
-
-
-def _watched() -> bool:
-    """Whether somebody wants to see or to change what the compiler does: then it runs."""
-    from triton import knobs
-
-    wanted = knobs.compilation
-    return bool(
-        wanted.override
-        or wanted.dump_ir
-        or wanted.always_compile
-        or wanted.instrumentation_mode
-        or knobs.runtime.add_stages_inspection_hook
-    )
 
 
 def _compile(

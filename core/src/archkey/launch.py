@@ -43,7 +43,11 @@ Launch = Callable[..., None]
 
 
 class Build:
-    """What a builder may know and use while it binds a kernel to a problem."""
+    """What a builder may know and use while it binds a kernel to a problem.
+
+    draft  only to see which programs it asks for: none is compiled, and its `run` is of no use
+           unless there is no program
+    """
 
     def __init__(
         self,
@@ -52,12 +56,14 @@ class Build:
         operator: Operator,
         kernel: Kernel,
         versions: Mapping[str, str],
+        draft: bool = False,
     ) -> None:
         self.device = device
         self.capabilities = capabilities
         self.operator = operator
         self.kernel = kernel
         self.versions = versions
+        self.draft = draft
         self.programs: list[Program] = []
         self.compiled: list[Compiled] = []
 
@@ -70,6 +76,8 @@ class Build:
     def compile(self, program: Program) -> Launch:
         """Compile `program` for this device's target; returns `launch(grid, *arguments)`."""
         self.programs.append(program)
+        if self.draft:
+            return _undone
         if interpreting():
             return _interpreted(program)
         compiled = compile_for(program, self.device)
@@ -158,7 +166,16 @@ def _refuse_pretended(device: Device) -> Run:
     return run
 
 
+def _undone(grid: Grid, *arguments: Any) -> None:
+    raise ArchkeyError("a draft launches nothing")
+
+
 def _launcher(compiled: Compiled, device: Device) -> Launch:
+    """Launches on `device`, into whose driver the machine code is loaded now.
+
+    So the first launch neither compiles nor loads, and may be inside of a graph's capture. What
+    the card has no room for raises Triton's OutOfResources here.
+    """
     import torch
     from triton.runtime import driver
 
@@ -166,6 +183,9 @@ def _launcher(compiled: Compiled, device: Device) -> Launch:
     # Triton wants the constants too, in the body's order; they come after the run-time ones.
     constants = tuple(compiled.program.constants.values())
     kernel = compiled.kernel
+    torch.cuda.init()
+    with torch.cuda.device(index):
+        kernel._init_handles()
 
     def launch(grid: Grid, *arguments: Any) -> None:
         if torch.cuda.current_device() == index:
