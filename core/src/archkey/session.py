@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from archkey import explain as rendering
 from archkey import preparing
+from archkey._listener import problem_of
 from archkey._session_parts import candidates, fp8_of, known_operators, meant, method_of
 from archkey.capabilities import Capabilities, gather
 from archkey.errors import (
@@ -159,6 +160,14 @@ class Session:
         """Digest of `identity()`: two ranks with the same fingerprint run the same kernels."""
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def problem_of(self, operator: str, /, *args: Any, **kwargs: Any) -> Problem:
+        """The Problem that this call of `operator` makes; nothing is decided or launched.
+
+        By the very checks of the call, which read metadata alone: tensors may be on device "meta".
+        Raises what the call would raise.
+        """
+        return problem_of(self, operator, *args, **kwargs)
 
     # ---- binding: the kernel's code is imported and compiled
 
