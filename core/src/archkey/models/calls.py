@@ -104,13 +104,14 @@ def _scale(t: Terms) -> dict[str, Any]:
 
 
 def head_norms(c: Config, t: Terms) -> Iterator[Call]:
-    """Of each head of q and k, slices of one projection's row."""
+    """Of each head of q and k: slices of one projection's row, or tensors of their own."""
     heads, kv = _heads(c, t)
     width = SIZES["q"](c) // SIZES["heads"](c)
     row, weight = t.new(_TOKENS, (heads + 2 * kv) * width), t.new(width)
     for at, n in ((0, heads), (heads, kv)):
         part = row[:, at * width : (at + n) * width].unflatten(1, (n, width))
         yield "rmsnorm", {"x": part, "weight": weight}
+        yield "rmsnorm", {"x": t.new(_TOKENS, n, width), "weight": weight}
 
 
 def latents(c: Config, t: Terms) -> Iterator[Call]:
@@ -238,8 +239,9 @@ def kda(c: Config, t: Terms) -> Iterator[Call]:
         yield "chunk_kda", {**tokens(count), "initial_state_indices": slots}
     if t.q_len > 1:
         each = t.lengths(_BATCH * (1 + t.q_len)).view(_BATCH, 1 + t.q_len)
-        accepted = {"ssm_state_indices": each, "num_accepted_tokens": slots}
-        yield "fused_recurrent_kda", {**tokens(_BATCH * t.q_len), **accepted}
+        slot = {"ssm_state_indices": each, "num_accepted_tokens": slots}
+        call = {**tokens(_BATCH * t.q_len), **slot, "inplace_final_state": True}
+        yield "fused_recurrent_kda", call
 
 
 def grouped_query(c: Config, t: Terms) -> Iterator[Call]:
