@@ -41,6 +41,7 @@ ROOMS = (
         "launch",
         "locate",
         "preparing",
+        "_prepare_pool",
         "_listener",
         "_session_parts",
         "session",

@@ -4,36 +4,26 @@
 Each compiles single programs into the store, from where this process loads them. Processes, not
 threads: a tenth to a fifth of a compilation holds Python's lock, LLVM's options are one set for a
 whole process, and a compiler that crashes takes its process with it, which must not be the engine.
-They are told an operator, a kernel, a Problem and the number of one of its programs; all else they
-find out as this process does (`archkey._prepare_worker`). What they cannot do, this one does.
+What they cannot do, this process does (`archkey._prepare_pool`).
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from archkey._process import Ended, Process, Stopped, ask_all
 from archkey.compilation import to_compile
 from archkey.errors import ArchkeyError, ArgumentValueError, FrozenError, PrepareError
 from archkey.launch import Plan, interpreting
 from archkey.ops import Problem
-from archkey.probe import Device
 
 if TYPE_CHECKING:
     from archkey.session import Session
 
 __all__ = ["Unit", "prepare"]
-
-log = logging.getLogger("archkey")
 
 _WORTH = 3
 """Programs from which on workers are started: each needs a second or two before it compiles."""
@@ -55,13 +45,6 @@ class Unit(NamedTuple):
         return f"{self.body} for {self.operator}"
 
 
-class Outcome(NamedTuple):
-    """What became of a unit in a worker. `died`: how the worker's process ended over it, or ""."""
-
-    unit: Unit
-    died: str
-
-
 Step = Callable[[str], None]
 
 
@@ -75,8 +58,10 @@ def prepare(
     units = [] if interpreting() else _units(session, listed)
     failed: dict[Problem, BaseException] = {}
     if len(units) >= _WORTH and (workers := jobs or _cores()) > 1:
+        from archkey._prepare_pool import compiled  # processes, pipes: not for every session
+
         with _told(len(units), progress) as step:
-            for outcome in _compile(session.device, units, workers):
+            for outcome in compiled(session.device, units, workers):
                 step(f"compiled {outcome.unit}")
                 if outcome.died:  # it would take this process, too
                     died = ArchkeyError(f"{outcome.unit.body} in the compiler: {outcome.died}")
@@ -105,57 +90,13 @@ def _units(session: Session, problems: Iterable[Problem]) -> list[Unit]:
     for problem in dict.fromkeys(problems):
         build = session.draft(problem)
         for number, program in enumerate(build.programs if build else ()):
-            with suppress(ArchkeyError):  # binding says what is wrong with a program
+            with suppress(Exception):  # binding says what is wrong with a program
                 key = to_compile(program, session.device)
                 if key is not None and build is not None:
                     named = build.kernel.operator, build.kernel.id
                     unit = Unit(*named, number, program.body.__name__, [])
                     found.setdefault(key, unit).problems.append(problem)
     return list(found.values())
-
-
-def _compile(device: Device, units: list[Unit], workers: int) -> Iterator[Outcome]:
-    """Outcomes as they are known; none if no process can be started."""
-    names = {field.name for field in fields(Device)}  # a vendor's own may have more
-    facts = {name: fact for name, fact in device.to_json().items() if name in names}
-    facts["source"] = "pretend"  # nobody but this process touches the card
-    with suppress(OSError):
-        yield from ask_all(units, partial(_Compiler, facts), workers)
-
-
-class _Compiler:
-    """A process that compiles programs."""
-
-    def __init__(self, facts: Mapping[str, Any]) -> None:
-        self._process = Process("archkey._prepare_worker", {"device": json.dumps(facts)}, {})
-
-    @property
-    def gone(self) -> bool:
-        return self._process.gone
-
-    def ask(self, unit: Unit, stop: threading.Event) -> Outcome:
-        question = {
-            "operator": unit.operator,
-            "kernel": unit.kernel,
-            "problem": unit.problems[0]._asdict(),
-            "number": unit.number,
-        }
-        begun = False
-        try:
-            for answer in self._process.ask(question, stop=stop):
-                if "error" in answer:
-                    if answer["error"]:
-                        log.debug("not compiled ahead: %s: %s", unit, answer["error"])
-                    break
-                begun = True
-        except Ended as end:
-            return Outcome(unit, str(end) if begun else "")
-        except Stopped:
-            pass
-        return Outcome(unit, "")
-
-    def close(self) -> None:
-        self._process.close()
 
 
 def _cores() -> int:
