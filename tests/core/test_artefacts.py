@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -247,6 +248,40 @@ def test_many_processes_never_see_half_of_an_entry(tmp_path: Path) -> None:
     assert min(whole) > 10
     left = {path.name for path in Path(root).iterdir()}
     assert left == {KEY}
+
+
+def test_one_builds_while_others_wait(store: Store) -> None:
+    """Keys of other files do not wait."""
+    turns: list[str] = []
+
+    def other() -> None:
+        with Store(store.root).alone("ab99"):
+            turns.append("other")
+
+    thread = threading.Thread(target=other)
+    with store.alone("ab12"):
+        thread.start()
+        with store.alone("cd34"):
+            turns.append("first")
+        thread.join(0.2)
+        assert turns == ["first"] and thread.is_alive()
+    thread.join(10)
+    assert turns == ["first", "other"]
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, PermissionError])
+def test_where_nothing_can_be_locked_each_builds(
+    error: type[Exception], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import filelock
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise error("no locks here")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with store.alone(KEY):
+        store.save(KEY, FILES)
+    assert contents(store.load(KEY)) == FILES
 
 
 def _die(root: str) -> None:
