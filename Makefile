@@ -58,7 +58,8 @@ newest: $(READY)
 	test -x .venv-newest/bin/python || cp -a .venv .venv-newest
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade triton
 	.venv-newest/bin/python -m pytest $(PYTEST) tests/plugins tests/core/test_rmsnorm_body.py \
-		tests/core/test_tuning.py tests/conformance/test_machine_code.py tests/conformance/test_probes.py
+		tests/core/test_tuning.py tests/core/test_compilation.py tests/conformance/test_machine_code.py \
+		tests/conformance/test_probes.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

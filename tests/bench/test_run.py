@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from tests.bench import _small
 
+from archkey._process import Ended
 from archkey.bench import results, run
 from archkey.bench.asked import Asked
 from archkey.bench.asker import Asker, Terms
 from archkey.bench.document import new
 from archkey.bench.measure import Bench
 from archkey.bench.peers import PEERS as SHIPPED
-from archkey.conformance.process import Ended
 from archkey.errors import ArchkeyError
 from archkey.locate import find_device
 

@@ -142,7 +142,7 @@ from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Row
 
 def programs():
-    return len(list(pathlib.Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin")))
+    return len(list(pathlib.Path(os.environ["ARCHKEY_CACHE_DIR"]).rglob("*.cubin")))
 
 def main():
     session = archkey.open("cuda_sm90")
@@ -173,6 +173,6 @@ def test_what_was_compiled_ahead_is_what_the_search_finds(
     out = run_python(
         f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')",
         TRITON_INTERPRET="0",
-        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+        ARCHKEY_CACHE_DIR=str(tmp_path / "cache"),
     )
     assert json.loads(out) == [2, 2, 2, 2]

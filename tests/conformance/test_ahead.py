@@ -123,7 +123,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     paths = [str(tmp_path), *([before] if before else [])]
     for name, value in {
         "PYTHONPATH": os.pathsep.join(paths),
-        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "ARCHKEY_CACHE_DIR": str(tmp_path / "cache"),
         "BUILT": str(tmp_path / "log"),
         "ARCHKEY_DATA_DIR": str(tmp_path / "data"),
     }.items():

@@ -87,6 +87,55 @@ def test_frozen_with_warn_it_is_built_and_said(caplog: pytest.LogCaptureFixture)
     assert "Toy(dtype='bfloat16', width=7" in record.getMessage()
 
 
+def test_frozen_it_names_the_nearest_problem_and_what_differs() -> None:
+    """sglang#26170: compiled for bfloat16, called with FP8."""
+    session = make(FAST, SLOW)
+    session.prepare([Toy(width=64), Toy("float32", 8), Toy("float32", 64)])
+    session.freeze()
+    with pytest.raises(FrozenError) as caught:
+        session.launcher(Toy("float8_e4m3fn", 64))
+    said = str(caught.value)
+    assert "Toy(dtype='float8_e4m3fn', width=64" in said
+    assert "of 3 prepared for toy_op the nearest differs in (prepared -> asked)" in said
+    assert "dtype: bfloat16 -> float8_e4m3fn." in said, "and in nothing else"
+    assert "Pass it to session.prepare() before freeze()" in said
+    assert "archkey prepare --list" in said and "session.thaw()" in said
+
+
+def test_frozen_an_override_is_what_differs() -> None:
+    session = make(FAST, SLOW)
+    session.prepare([Toy()])
+    session.freeze()
+    with archkey.override(toy_op="slow"), pytest.raises(FrozenError) as caught:
+        session.launcher(Toy())
+    assert "(prepared -> asked) kernel by override: None -> slow." in str(caught.value)
+
+
+def test_frozen_where_nothing_was_prepared() -> None:
+    session = make(FAST)
+    session.freeze()
+    with pytest.raises(FrozenError, match="nothing was prepared for toy_op. Pass it to"):
+        session.launcher(Toy())
+
+
+def test_frozen_prepare_prepares_nothing_new_and_finds_what_it_did() -> None:
+    session = make(FAST)
+    plans = session.prepare([Toy()])
+    session.freeze()
+    assert session.prepare([Toy()]) == plans
+    with pytest.raises(FrozenError):
+        session.prepare([Toy(width=7)])
+    assert _fakes.BUILT == ["fast"]
+
+
+def test_thawed_kernels_are_built_again(caplog: pytest.LogCaptureFixture) -> None:
+    session = make(FAST)
+    session.freeze()
+    session.thaw()
+    assert ran(session) == "fast"
+    assert not caplog.records
+
+
 def test_freeze_takes_two_words() -> None:
     with pytest.raises(ArgumentValueError, match="'warn' or 'error', found 'off'"):
         make(FAST).freeze("off")  # type: ignore[arg-type]

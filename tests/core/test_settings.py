@@ -47,7 +47,10 @@ def test_all_variables() -> None:
         STRICT="Yes",
         VALIDATE="1",
         LOGLEVEL="debug",
+        CACHE_DIR="/var/cache/archkey",
+        CACHE="off",
     )
+    assert (found.cache_dir, found.cache) == ("/var/cache/archkey", False)
     assert found.target == "cuda_sm90"
     assert found.plugins == ("cuda_sm90.acme", "cuda_sm90")
     assert found.disable_plugins == ("cuda_sm90.bad",)

@@ -53,6 +53,7 @@ def test_public_names() -> None:
         "Device",
         "FrozenError",
         "Kernel",
+        "PrepareError",
         "Session",
         "Target",
         "Unsupported",
@@ -62,6 +63,7 @@ def test_public_names() -> None:
         "hookimpl",
         "open",
         "override",
+        "problems_for",
     }
     assert set(archkey.__all__) == rest | set(OPERATORS)
     assert len(archkey.__all__) == len(set(archkey.__all__))

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "core/docs/engine.md",
     "core/docs/formats.md",
     "core/docs/levels.md",
+    "core/docs/prepare.md",
     "core/docs/vendor.md",
     "tests/engine_example/README.md",
 )

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from archkey import checkpoint as checkpoint
     from archkey.errors import ArchkeyError as ArchkeyError
     from archkey.errors import FrozenError as FrozenError
+    from archkey.errors import PrepareError as PrepareError
     from archkey.errors import Unsupported as Unsupported
     from archkey.hookspecs import hookimpl as hookimpl
     from archkey.kernel import Kernel as Kernel
     from archkey.locate import devices as devices
+    from archkey.models import problems_for as problems_for
     from archkey.ops.attention import unified_attention as unified_attention
     from archkey.ops.kda import chunk_kda as chunk_kda
     from archkey.ops.kda import fused_recurrent_kda as fused_recurrent_kda
@@ -62,11 +64,13 @@ _HOME = {
     "Device": "probe",
     "FrozenError": "errors",
     "Kernel": "kernel",
+    "PrepareError": "errors",
     "Session": "session",
     "Target": "target",
     "Unsupported": "errors",
     "devices": "locate",
     "hookimpl": "hookspecs",
+    "problems_for": "models",
     "open": "session",
     "override": "session",
     "mla_decode": "ops.mla",

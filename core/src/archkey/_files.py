@@ -9,7 +9,7 @@ from pathlib import Path
 
 from archkey.settings import settings
 
-__all__ = ["data_path", "replace"]
+__all__ = ["cache_path", "data_path", "replace"]
 
 
 def data_path(*parts: str) -> Path:
@@ -18,6 +18,15 @@ def data_path(*parts: str) -> Path:
 
     chosen = settings().data_dir
     base = Path(chosen) if chosen else platformdirs.user_data_path("archkey")
+    return base.joinpath(*parts)
+
+
+def cache_path(*parts: str) -> Path:
+    """A path in the user's cache folder, or in ARCHKEY_CACHE_DIR."""
+    import platformdirs
+
+    chosen = settings().cache_dir
+    base = Path(chosen) if chosen else platformdirs.user_cache_path("archkey")
     return base.joinpath(*parts)
 
 

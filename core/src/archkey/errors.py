@@ -16,6 +16,7 @@
     │                            version that was not tested  (also an ImportError)
     ├── Unsupported              a valid request that this device cannot serve; carries its Decision
     │                                                              (also a NotImplementedError)
+    ├── PrepareError             some problems could not be prepared; the others are
     └── FrozenError              a kernel had to be built after `session.freeze("error")`
 
 A message names what was asked, what was found, and the next step.
@@ -24,7 +25,7 @@ A message names what was asked, what was found, and the next step.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "FrozenError",
     "MissingDependency",
     "PluginError",
+    "PrepareError",
     "RecordError",
     "SettingError",
     "TargetError",
@@ -110,6 +112,20 @@ class Unsupported(ArchkeyError, NotImplementedError):
     def __init__(self, message: str, decision: Decision | None = None) -> None:
         super().__init__(message)
         self.decision = decision
+
+
+class PrepareError(ArchkeyError):
+    """Some problems could not be prepared. `failed`: each of them -> what was raised for it."""
+
+    def __init__(self, failed: Mapping[Any, BaseException]) -> None:
+        self.failed = dict(failed)
+        lines = [f"  {problem}: {describe(error)}" for problem, error in self.failed.items()]
+        super().__init__(
+            f"{len(lines)} problems could not be prepared, all others are:\n" + "\n".join(lines)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.failed,)
 
 
 class FrozenError(ArchkeyError):

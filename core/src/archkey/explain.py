@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from archkey.plugins import DEFAULT
 from archkey.selection import Code, Decision, Rejection
+from archkey.target import Target
 from archkey.tuning import Fence, Row
 
 __all__ = [
@@ -14,6 +18,7 @@ __all__ = [
     "measured_text",
     "row_text",
     "short_name",
+    "unprepared",
     "unsupported",
 ]
 
@@ -88,6 +93,35 @@ def unsupported(decision: Decision) -> str:
     if not decision.rejected:
         return f"{start} No plugin supplies a kernel of it; `archkey plugins` lists what is loaded."
     return start + "\n" + explain(decision)
+
+
+def unprepared(
+    problem: Any, wanted: str | None, prepared: Iterable[tuple[Any, str | None]], target: Target
+) -> str:
+    """The message of a frozen session: what was asked, the nearest that was prepared, what to do.
+
+    wanted, and the second of each pair  the kernel that an override asks for
+    """
+    said = f"{problem} was not prepared before freeze() on {target}"
+    asked = _fields(problem, wanted)
+    known = [_fields(*pair) for pair in prepared if pair[0].operator == problem.operator]
+    if known:
+        near = min(known, key=lambda fields: sum(fields[n] != asked[n] for n in asked))
+        differences = ", ".join(
+            f"{name}: {near[name]} -> {asked[name]}" for name in asked if near[name] != asked[name]
+        )
+        said += f"; of {len(known)} prepared for {problem.operator} the nearest differs in"
+        said += f" (prepared -> asked) {differences}"
+    else:
+        said += f"; nothing was prepared for {problem.operator}"
+    return said + (
+        ". Pass it to session.prepare() before freeze(); `archkey prepare --list` shows what a "
+        "model needs, session.thaw() lets kernels be built again"
+    )
+
+
+def _fields(problem: Any, wanted: str | None) -> dict[str, Any]:
+    return {**problem._asdict(), "kernel by override": wanted}
 
 
 def _sentence(r: Rejection) -> str:

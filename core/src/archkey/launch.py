@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archkey.compilation import Compiled, Program, compile_for
 from archkey.errors import ArchkeyError, Unsupported
 from archkey.kernel import Kernel, Run
 from archkey.selection import Decision
@@ -24,48 +25,16 @@ if TYPE_CHECKING:
     from archkey.ops import Operator
     from archkey.probe import Device
 
-__all__ = ["Build", "Compiled", "Plan", "Program", "bind", "interpreting", "products_in_order"]
-
-
-@dataclass(frozen=True)
-class Program:
-    """One Triton body with all that decides its machine code.
-
-    body       a `@triton.jit` function, or a `@gluon.jit` one, which no interpreter runs
-    signature  its run-time parameters in order, with Triton's types: {"x": "*bf16", "T": "i32"};
-               None for a tensor that is absent from this problem and always passed as None
-    constants  its constexpr parameters; in the body they come after the run-time ones
-    aligned    run-time parameters that are multiples of 16 (bytes of a pointer, or the number)
-    options    compile options: num_warps, num_stages, launch_pdl, ...
-    """
-
-    body: Any
-    signature: Mapping[str, str | None]
-    constants: Mapping[str, Any]
-    aligned: frozenset[str] = frozenset()
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A Program after the compiler: machine code and what it takes.
-
-    kind  "cubin" or "hsaco"; the artefact is Triton's own CompiledKernel
-    """
-
-    program: Program
-    kernel: Any
-    kind: str
-
-    @property
-    def binary(self) -> bytes:
-        """The machine code: an ELF file for the target."""
-        return bytes(self.kernel.asm[self.kind])
-
-    @property
-    def shared_memory_bytes(self) -> int:
-        """Shared memory or LDS that one block takes."""
-        return int(self.kernel.metadata.shared)
+__all__ = [
+    "Build",
+    "Compiled",
+    "Plan",
+    "Program",
+    "bind",
+    "compile_for",
+    "interpreting",
+    "products_in_order",
+]
 
 
 Grid = tuple[int, int, int]
@@ -74,7 +43,11 @@ Launch = Callable[..., None]
 
 
 class Build:
-    """What a builder may know and use while it binds a kernel to a problem."""
+    """What a builder may know and use while it binds a kernel to a problem.
+
+    draft  only to see which programs it asks for: none is compiled, and its `run` is of no use
+           unless there is no program
+    """
 
     def __init__(
         self,
@@ -83,12 +56,14 @@ class Build:
         operator: Operator,
         kernel: Kernel,
         versions: Mapping[str, str],
+        draft: bool = False,
     ) -> None:
         self.device = device
         self.capabilities = capabilities
         self.operator = operator
         self.kernel = kernel
         self.versions = versions
+        self.draft = draft
         self.programs: list[Program] = []
         self.compiled: list[Compiled] = []
 
@@ -101,6 +76,8 @@ class Build:
     def compile(self, program: Program) -> Launch:
         """Compile `program` for this device's target; returns `launch(grid, *arguments)`."""
         self.programs.append(program)
+        if self.draft:
+            return _undone
         if interpreting():
             return _interpreted(program)
         compiled = compile_for(program, self.device)
@@ -170,43 +147,6 @@ def products_in_order() -> Iterator[None]:
         interpreter.np = numpy
 
 
-def compile_for(program: Program, device: Device) -> Compiled:
-    """Compile a Triton or Gluon body to machine code for the target of `device`; needs no GPU."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    backend = device.target.triton_backend
-    if backend is None:
-        raise Unsupported(f"Triton has no backend for {device.target}")
-    names = list(program.body.arg_names)
-    expected = [*program.signature, *program.constants]
-    if names != expected:
-        raise ArchkeyError(f"{program.body.__name__} takes {names}, its Program gives {expected}")
-    absent = {name: None for name, kind in program.signature.items() if kind is None}
-    constants = {**absent, **program.constants}
-    source = _dialect(program.body)(
-        program.body,
-        {name: program.signature.get(name) or "constexpr" for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in sorted(program.aligned)},
-    )
-    # Stated, since Triton's default is about to change and the choice changes numbers.
-    options = {"enable_fp_fusion": True, **program.options}
-    kernel = triton.compile(source, target=GPUTarget(*backend), options=options)
-    return Compiled(program, kernel, "cubin" if backend[0] == "cuda" else "hsaco")
-
-
-def _dialect(body: Any) -> Any:
-    """What Triton makes of a body before it compiles it."""
-    from triton.compiler import ASTSource
-
-    if not body.is_gluon():
-        return ASTSource
-    from triton.experimental.gluon._runtime import GluonASTSource
-
-    return GluonASTSource
-
-
 def _interpreted(program: Program) -> Launch:
     body, constants = program.body, dict(program.constants)
 
@@ -226,7 +166,16 @@ def _refuse_pretended(device: Device) -> Run:
     return run
 
 
+def _undone(grid: Grid, *arguments: Any) -> None:
+    raise ArchkeyError("a draft launches nothing")
+
+
 def _launcher(compiled: Compiled, device: Device) -> Launch:
+    """Launches on `device`, into whose driver the machine code is loaded now.
+
+    So the first launch neither compiles nor loads, and may be inside of a graph's capture. What
+    the card has no room for raises Triton's OutOfResources here.
+    """
     import torch
     from triton.runtime import driver
 
@@ -234,6 +183,9 @@ def _launcher(compiled: Compiled, device: Device) -> Launch:
     # Triton wants the constants too, in the body's order; they come after the run-time ones.
     constants = tuple(compiled.program.constants.values())
     kernel = compiled.kernel
+    torch.cuda.init()
+    with torch.cuda.device(index):
+        kernel._init_handles()
 
     def launch(grid: Grid, *arguments: Any) -> None:
         if torch.cuda.current_device() == index:

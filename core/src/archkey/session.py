@@ -7,19 +7,21 @@ one session a device, opened when the first tensor of that device arrives.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, Literal
 
 from archkey import explain as rendering
+from archkey import preparing
+from archkey._listener import problem_of
+from archkey._session_parts import candidates, fp8_of, known_operators, meant, method_of
 from archkey.capabilities import Capabilities, gather
 from archkey.errors import (
     ArgumentTypeError,
@@ -29,7 +31,6 @@ from archkey.errors import (
     UnknownName,
     Unsupported,
     describe,
-    nearest,
 )
 from archkey.kernel import Kernel, Run, resolve
 from archkey.launch import Build, Plan, bind, interpreting
@@ -39,7 +40,7 @@ from archkey.ops._contract import SESSIONS as _SESSIONS
 from archkey.plugins import Loaded, load
 from archkey.probe import Device
 from archkey.requirements import installed_versions
-from archkey.selection import Candidate, Decision, Policy, select
+from archkey.selection import Decision, Policy, select
 from archkey.settings import Settings, settings
 from archkey.target import Target
 
@@ -85,11 +86,11 @@ class Session:
         )
         self.validate = config.validate
         self.degraded: Counter[str] = Counter()
-        _known_operators(override, self.operators)
-        self._override = {**_meant(config.override, self.operators), **override}
+        known_operators(override, self.operators)
+        self._override = {**meant(config.override, self.operators), **override}
         _OPERATORS_SEEN.update(self.operators)
         self._strict = config.strict if strict is None else strict
-        self._candidates = _candidates(self.plugins)
+        self._candidates = candidates(self.plugins)
         rules = [rule for p in self.plugins for kernel in p.kernels for rule in kernel.rules()]
         packages = ["torch", "triton", *(rule.package for rule in rules)]
         self._versions = MappingProxyType(installed_versions(packages))  # builders see it too
@@ -101,7 +102,7 @@ class Session:
         self._lock = threading.RLock()
         # Triton's interpreter knows no launch attributes.
         self.pdl: bool = self.capabilities.pdl and not interpreting()
-        self.fp8: str = _fp8(self)
+        self.fp8: str = fp8_of(self)
 
     def __repr__(self) -> str:
         return f"<archkey.Session {self.device.target} {self.device.name!r}>"
@@ -160,6 +161,14 @@ class Session:
         text = json.dumps(self.identity(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def problem_of(self, operator: str, /, *args: Any, **kwargs: Any) -> Problem:
+        """The Problem that this call of `operator` makes; nothing is decided or launched.
+
+        By the very checks of the call, which read metadata alone: tensors may be on device "meta".
+        Raises what the call would raise.
+        """
+        return problem_of(self, operator, *args, **kwargs)
+
     # ---- binding: the kernel's code is imported and compiled
 
     def plan(self, problem: Problem, *, kernel: str | None = None) -> Plan:
@@ -169,15 +178,65 @@ class Session:
         """
         return self._bind(problem, kernel or self._wanted(self._operator(problem).name))
 
-    def prepare(self, problems: Iterable[Problem]) -> list[Plan]:
-        """Compile what `problems` will run. Prepared problems cost nothing the second time."""
-        return [self.plan(problem) for problem in problems]
+    def prepare(
+        self,
+        problems: Iterable[Problem],
+        *,
+        jobs: int | None = None,
+        progress: bool | None = None,
+    ) -> list[Plan]:
+        """Compile exactly what `problems` will run, and load it: a plan for each, in their order.
+
+        jobs      processes that compile at a time; default: one a core
+        progress  a bar on stderr while there is something to compile; default: on a terminal
+
+        Prepared problems cost nothing the second time, and what was compiled once nothing but its
+        loading, in any process (`archkey.artefacts`); so after Ctrl-C the same call goes on from
+        there. After it neither compiler nor loader runs in a first call, which may be captured in
+        a graph. For a pretended device it compiles, and where Triton interprets it only binds.
+
+        Raises PrepareError with all problems that could not be prepared, when all others are.
+        """
+        listed = list(problems)
+        for problem in listed:
+            self._operator(problem)
+        return preparing.prepare(self, listed, jobs, progress)
+
+    def draft(self, problem: Problem) -> Build | None:
+        """A build that lists the Triton programs which binding `problem` would compile.
+
+        None if it is bound: before, or just now because it needs none. None also if binding it
+        will raise, and say why.
+        """
+        wanted = self._wanted(self._operator(problem).name)
+        with self._lock:
+            if (problem, wanted) in self._plans or self._frozen:
+                return None
+            decision = self.decide(problem, kernel=wanted)
+            if decision.chosen is None:
+                return None
+            build = self._new_build(decision.chosen, draft=True)
+            try:
+                plan = bind(problem, decision, build)
+            except (Exception, SystemExit):
+                return None
+            if plan.programs:
+                return build
+            self._keep(plan, wanted)
+            return None
 
     def freeze(self, mode: Literal["warn", "error"] = "error") -> None:
-        """From now on, binding a problem that was not prepared warns, or is an error."""
+        """From now on, binding a problem that was not prepared warns, or is an error.
+
+        Both name the prepared Problem that is nearest, and the fields in which they differ.
+        """
         if mode not in ("warn", "error"):
             raise ArgumentValueError(f"freeze: mode must be 'warn' or 'error', found {mode!r}")
         self._frozen = mode
+
+    def thaw(self) -> None:
+        """Kernels may be built again without a word, as before `freeze`."""
+        self._frozen = None
 
     def launcher(self, problem: Problem) -> Run:
         """The bound kernel of `problem`. Once it is bound this is a dictionary lookup."""
@@ -195,14 +254,21 @@ class Session:
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
-                self._check_frozen(problem)
+                self._check_frozen(problem, wanted)
                 plan = self._build(problem, wanted)
-                if plan.decision.degraded:
-                    self._announce(plan.decision)
-                if wanted == self._override.get(problem.operator):
-                    self._launchers[problem] = plan.run
-                self._plans[key] = plan
+                self._keep(plan, wanted)
             return plan
+
+    def _keep(self, plan: Plan, wanted: str | None) -> None:
+        if plan.decision.degraded:
+            self._announce(plan.decision)
+        if wanted == self._override.get(plan.problem.operator):
+            self._launchers[plan.problem] = plan.run
+        self._plans[plan.problem, wanted] = plan
+
+    def _new_build(self, kernel: Kernel, draft: bool = False) -> Build:
+        operator = self.operators[kernel.operator]
+        return Build(self.device, self.capabilities, operator, kernel, self._versions, draft)
 
     def _build(self, problem: Problem, wanted: str | None) -> Plan:
         """Decide and build; a kernel that cannot be built is marked and the next one is taken."""
@@ -210,10 +276,9 @@ class Session:
             decision = self.decide(problem, kernel=wanted)
             if decision.chosen is None:
                 raise Unsupported(rendering.unsupported(decision), decision)
-            operator, kernel = self.operators[problem.operator], decision.chosen
-            build = Build(self.device, self.capabilities, operator, kernel, self._versions)
+            kernel = decision.chosen
             try:
-                return bind(problem, decision, build)
+                return bind(problem, decision, self._new_build(kernel))
             except (Exception, SystemExit) as error:  # a kernel's code may raise anything
                 # For this problem alone: decisions must not depend on what was asked before.
                 failed = self._failed.get(problem, _NOTHING)
@@ -227,12 +292,13 @@ class Session:
             log.warning("degraded: %s", rendering.explain(decision))
         self.degraded[decision.operator] += 1
 
-    def _check_frozen(self, problem: Problem) -> None:
+    def _check_frozen(self, problem: Problem, wanted: str | None) -> None:
         if self._frozen is None:
             return
-        message = f"{problem} was not prepared before freeze() on {self.device.target}"
+        prepared = [(known, kernel) for known, kernel in self._plans]
+        message = rendering.unprepared(problem, wanted, prepared, self.device.target)
         if self._frozen == "error":
-            raise FrozenError(message + "; pass it to session.prepare() first")
+            raise FrozenError(message)
         log.warning("%s; building it now", message)
 
     def _wanted(self, operator: str) -> str | None:
@@ -263,7 +329,7 @@ class Session:
         if impl is None:
             path = operators[name].function
             raise PluginError(f"{path} must be decorated with archkey.ops.public")
-        method = _method(self, impl)
+        method = method_of(self, impl)
         self.__dict__[name] = method
         return method
 
@@ -291,7 +357,7 @@ def override(**kernels: str) -> Iterator[None]:
 
     Local to the thread or task. The kernels still have to pass every check.
     """
-    _known_operators(kernels, _OPERATORS_SEEN)
+    known_operators(kernels, _OPERATORS_SEEN)
     token = _OVERRIDE.set(MappingProxyType({**_OVERRIDE.get(), **kernels}))
     try:
         yield
@@ -311,60 +377,3 @@ def session_of(torch_device: Any) -> Session:
             if session is None:
                 session = _SESSIONS[torch_device] = open(torch_device)
     return session
-
-
-def _candidates(plugins: Iterable[Any]) -> dict[str, tuple[Candidate, ...]]:
-    by_operator: dict[str, list[Candidate]] = {}
-    for plugin in plugins:
-        for kernel in plugin.kernels:
-            by_operator.setdefault(kernel.operator, []).append(Candidate(kernel, plugin.home))
-    return {name: tuple(listed) for name, listed in by_operator.items()}
-
-
-def _known_operators(names: Iterable[str], operators: Collection[str]) -> None:
-    for name in names:
-        if name not in operators:
-            raise UnknownName("operator", name, operators, "An override names it.")
-
-
-def _meant(override: Mapping[str, str], operators: Collection[str]) -> dict[str, str]:
-    """The environment's overrides of `operators`; it may name those of another target's vendor."""
-    for name in override:
-        if name not in operators:
-            log.warning(
-                "ARCHKEY_OVERRIDE_%s: no such operator here; %s",
-                name.upper(),
-                nearest(name, operators),
-            )
-    return {name: kernel for name, kernel in override.items() if name in operators}
-
-
-def _fp8(session: Session) -> str:
-    """The FP8 flavour tensors must have; "any" where only the torch reference computes."""
-    fact = session.capabilities["fp8"]
-    if session.device.target.platform == "cpu" or fact.source == "default":
-        return "any"
-    return str(fact.value)
-
-
-def _method(session: Session, impl: Callable[..., Any]) -> Callable[..., Any]:
-    """`impl` on `session`, for tensors of its device only."""
-    device = session.device
-    kind = device.torch_kind
-
-    @functools.wraps(impl)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        if device.source != "pretend":
-            for value in (*args, *kwargs.values()):
-                found: Any = getattr(value, "device", None)
-                if not hasattr(found, "type"):  # no tensor; numpy arrays have a device too
-                    continue
-                if found.type == kind and (kind == "cpu" or found.index == device.index):
-                    break
-                raise ArgumentValueError(
-                    f"{impl.__name__}: this session is of {kind}:{device.index}, found a tensor on "
-                    f"{found}; call archkey.{impl.__name__}, which follows the tensor"
-                )
-        return impl(session, *args, **kwargs)
-
-    return method

@@ -10,6 +10,8 @@
 | `ARCHKEY_STRICT` | 1: refuse a degraded choice instead of announcing it |
 | `ARCHKEY_VALIDATE` | 1: also check values of index and length tensors (synchronises) |
 | `ARCHKEY_DATA_DIR` | where `check` and `tune` keep what they found; default: user's data folder |
+| `ARCHKEY_CACHE_DIR` | where machine code is kept; default: user's cache folder |
+| `ARCHKEY_CACHE` | 0: keep no machine code, compile in each process |
 | `ARCHKEY_LOGLEVEL` | level of the `archkey` logger: debug, info, warning, error |
 """
 
@@ -26,7 +28,10 @@ from archkey.errors import SettingError, nearest
 
 _PREFIX = "ARCHKEY_"
 _OVERRIDE = "ARCHKEY_OVERRIDE_"
-_PLAIN = ("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "DATA_DIR", "LOGLEVEL")
+_PLAIN = (
+    *("TARGET", "PLUGINS", "DISABLE_PLUGINS", "STRICT", "VALIDATE", "LOGLEVEL"),
+    *("DATA_DIR", "CACHE_DIR", "CACHE"),
+)
 _BOOLEANS = {
     **dict.fromkeys(("", "0", "false", "no", "off"), False),
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -44,6 +49,8 @@ class Settings:
     strict: bool = False
     validate: bool = False
     data_dir: str | None = None
+    cache_dir: str | None = None
+    cache: bool = True
     loglevel: str | None = None
 
     @classmethod
@@ -69,6 +76,8 @@ class Settings:
             strict=_boolean("ARCHKEY_STRICT", ours),
             validate=_boolean("ARCHKEY_VALIDATE", ours),
             data_dir=ours.get("ARCHKEY_DATA_DIR") or None,
+            cache_dir=ours.get("ARCHKEY_CACHE_DIR") or None,
+            cache=_boolean("ARCHKEY_CACHE", ours, default="1"),
             loglevel=_level(ours.get("ARCHKEY_LOGLEVEL", "")),
         )
 
@@ -86,8 +95,8 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _boolean(name: str, environ: Mapping[str, str]) -> bool:
-    text = environ.get(name, "").lower()
+def _boolean(name: str, environ: Mapping[str, str], default: str = "0") -> bool:
+    text = environ.get(name, "").lower() or default
     if text not in _BOOLEANS:
         raise SettingError(f"{name}={text!r} is neither yes nor no; use 1 or 0")
     return _BOOLEANS[text]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from archkey.conformance.process import Ended, Process
+from archkey._process import Ended, Process
 from archkey.errors import ArchkeyError
 
 __all__ = ["Asker", "Terms"]

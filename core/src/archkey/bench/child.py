@@ -18,7 +18,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from archkey.conformance.process import Say, serve
+from archkey._process import Say, serve
 from archkey.errors import ArchkeyError, UnknownName, describe
 from archkey.locate import find_device
 

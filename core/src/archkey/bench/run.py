@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from archkey._process import Ended
 from archkey.bench import peers
 from archkey.bench.asked import Asked
 from archkey.bench.asker import Asker
@@ -19,7 +20,6 @@ from archkey.bench.peers import Peer, Route
 from archkey.bench.place import beside
 from archkey.bench.results import OURS, Entry
 from archkey.bench.workload import Cost, Workload
-from archkey.conformance.process import Ended
 
 __all__ = ["checks", "run", "standings", "steps"]
 

@@ -13,7 +13,7 @@ from archkey.checkpoint import compressed_tensors, listed, modelopt, quark
 from archkey.checkpoint.quantization import Quantization
 from archkey.errors import CheckpointError, nearest
 
-__all__ = ["PRODUCERS", "config_of", "read", "text_config"]
+__all__ = ["PRODUCERS", "config_of", "dtype_of", "read", "text_config"]
 
 PRODUCERS: Mapping[str, Callable[[Mapping[str, Any], str], Quantization]] = MappingProxyType(
     {
@@ -41,7 +41,7 @@ def read(config: Mapping[str, Any] | str | Path) -> Quantization:
     read, a method or a field's value that is not known, and for descriptions that contradict.
     """
     known = config_of(config)
-    dtype = _dtype(known)
+    dtype = dtype_of(known)
     description = _description(known)
     beside = known.get(_MODELOPT)
     if description is None and beside is None:
@@ -90,7 +90,7 @@ def _description(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def dtype_of(config: Mapping[str, Any]) -> str:
     """The dtype of what is not quantised; bfloat16 where none is said."""
     for place in (text_config(config), config):
         for name in ("dtype", "torch_dtype"):

@@ -3,12 +3,13 @@
 
 One module a command, named like it and imported when it is asked for, so that `archkey probe`
 loads neither rich nor the sessions. Results go to stdout, progress and logs to stderr; with
-`--json` stdout holds one JSON document and nothing else. Only `demo`, `bench` and `tune` import
-torch.
+`--json` stdout holds one JSON document and nothing else. Only `demo`, `bench`, `tune` and `prepare`
+import torch.
 
     exit 0    done
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
-              `bench` is over its limit, `quant explain` found a contradiction
+              `bench` is over its limit, `quant explain` found a contradiction, `prepare` could not
+              prepare a problem
     exit 2    the request is wrong: usage, an unknown name, a setting that cannot be read
     exit 130  interrupted (Ctrl-C, SIGTERM)
 """
@@ -31,7 +32,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = (
     *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
-    *("tune", "report", "quant", "new-plugin"),
+    *("prepare", "tune", "report", "quant", "new-plugin"),
 )
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 

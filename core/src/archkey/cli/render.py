@@ -8,17 +8,16 @@ user) is never read as markup. Colours appear on a terminal only; 80 columns are
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from archkey._progress import progress
 
 __all__ = [
     "Cell",
@@ -132,25 +131,3 @@ def size_text(size: int | None) -> str:
             break
         number /= 1024
     return f"{number:.4g} {unit}"
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Long work of `total` steps, told on stderr: `step(name)` says what begins now.
-
-    A bar that leaves nothing behind on a terminal, one line a step elsewhere.
-    """
-    console = open_console(stderr=True)
-    done = count()
-    if not console.is_terminal:
-        yield lambda name: console.print(f"[{next(done) + 1}/{total}] {name}", soft_wrap=True)
-        return
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, description=name, completed=next(done))

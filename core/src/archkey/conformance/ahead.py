@@ -2,7 +2,7 @@
 """Kernels of an exam's cases, compiled before the card has to wait for the compiler.
 
 In worker processes on a pretended card, which nobody touches, with the facts of the real one. What
-they make lies in Triton's cache on disk, where the card's worker finds it. What fails here is left
+they make lies in archkey's store, where the card's worker finds it. What fails here is left
 to that worker.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from archkey._listener import Listener
 from archkey.conformance.case import Case
 from archkey.conformance.examine import Options, case_of, strategy_of
 from archkey.conformance.judge import implementation_of, maker_of
@@ -33,7 +34,12 @@ def build(
 
     claims  a folder that all processes share: a Problem is built by the first one that comes to it
     """
-    tap = _Tap(session, item.kernel, claims)
+
+    def hear(problem: Problem) -> None:
+        if _claimed(item.kernel, problem, claims):
+            session.plan(problem, kernel=item.kernel)
+
+    tap = Listener(session, hear)
 
     def one(case: Case) -> None:
         implementation = implementation_of(session, case)
@@ -59,26 +65,11 @@ def _calls(session: Session, case: Case, seed: int) -> Iterator[Mapping[str, Any
         yield arrangement.inputs
 
 
-class _Tap:
-    """Stands in for a session during one call: what is asked for is built, and not launched."""
-
-    def __init__(self, session: Session, kernel: str, claims: Path) -> None:
-        self._session, self._kernel, self._claims = session, kernel, claims
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def launcher(self, problem: Problem) -> Callable[..., None]:
-        """A kernel that does nothing."""
-        if self._is_new(problem):
-            self._session.plan(problem, kernel=self._kernel)
-        return lambda *arguments: None
-
-    def _is_new(self, problem: Problem) -> bool:
-        """Whether this process is the first one to ask."""
-        name = hashlib.sha256(f"{self._kernel} {problem!r}".encode()).hexdigest()
-        try:
-            (self._claims / name).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+def _claimed(kernel: str, problem: Problem, claims: Path) -> bool:
+    """Whether this process is the first one to ask."""
+    name = hashlib.sha256(f"{kernel} {problem!r}".encode()).hexdigest()
+    try:
+        (claims / name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import math
-import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from archkey._process import Ended, Process, Stopped, ask_all
 from archkey.conformance.levels import Item, Level, Outcome
-from archkey.conformance.process import Ended, Process, Stopped
 from archkey.target import Target
 
 __all__ = ["Terms", "Worker", "answers", "built"]
@@ -38,7 +37,9 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
     """Outcomes of `items`, all of one level, in the order in which they are known."""
     on_card = _on_card(target, level)
     start = partial(Worker, target, level, terms)
-    return _answers(start, items, 1 if on_card else terms.jobs, on_card)
+    if on_card:
+        return ask_all(items, start, 1, _may_be_stuck)
+    return ask_all(items, start, terms.jobs)
 
 
 def built(target: str, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
@@ -48,63 +49,8 @@ def built(target: str, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
     """
     with TemporaryDirectory(prefix="archkey-ahead-") as claims, suppress(OSError):
         start = partial(Worker, target, Level.DEVICE, terms, ahead=claims)
-        for outcome in _answers(start, items, terms.jobs, on_card=False):
+        for outcome in ask_all(items, start, terms.jobs):
             yield outcome.item
-
-
-def _answers(
-    start: Callable[[], Worker], items: Sequence[Item], jobs: int, on_card: bool
-) -> Iterator[Outcome]:
-    """What `jobs` workers say to `items`."""
-    todo: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    for item in items:
-        todo.put(item)
-    done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
-    stop = threading.Event()
-    threads = [
-        threading.Thread(target=_work, args=(start, on_card, todo, done, stop), daemon=True)
-        for _ in range(min(jobs, len(items)))
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in items:
-            outcome = done.get()
-            if isinstance(outcome, BaseException):
-                raise outcome
-            yield outcome
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=10)
-
-
-def _work(
-    start: Callable[[], Worker],
-    on_card: bool,
-    todo: queue.SimpleQueue[Item],
-    done: queue.SimpleQueue[Outcome | BaseException],
-    stop: threading.Event,
-) -> None:
-    """One thread: takes questions from `todo`, and keeps one worker to ask."""
-    worker: Worker | None = None
-    try:
-        while not stop.is_set():
-            try:
-                item = todo.get_nowait()
-            except queue.Empty:
-                return
-            worker = worker or start()
-            outcome = worker.ask(item, stop)
-            if worker.gone or (on_card and _may_be_stuck(outcome)):
-                worker.close()
-                worker = None
-            done.put(outcome)
-    except BaseException as error:
-        done.put(error)
-    finally:
-        if worker is not None:
-            worker.close()
 
 
 def _on_card(target: str, level: Level) -> bool:

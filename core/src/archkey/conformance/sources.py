@@ -52,7 +52,7 @@ def imports(kernel: Kernel) -> set[str]:
 
 
 def has_triton(kernel: Kernel) -> bool:
-    """Whether the kernel's code imports Triton: its compiler has a cache on disk."""
+    """Whether the kernel's code imports Triton: what is compiled of it is kept on disk."""
     return any(name.partition(".")[0] == "triton" for name in imports(kernel))
 
 

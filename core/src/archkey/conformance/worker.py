@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from archkey._process import Say, serve
 from archkey.conformance.ahead import build
 from archkey.conformance.emulation.device import emulated
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
-from archkey.conformance.process import Say, serve
 from archkey.locate import devices, find_device
 from archkey.probe import Device
 from archkey.session import Session

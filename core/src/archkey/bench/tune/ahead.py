@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triton's bodies compiled ahead, in processes of their own: else the card waits for the compiler.
 
-What they make lies in Triton's cache on disk, where the search finds it. What fails here fails
+What they make lies in archkey's store, where the search finds it. What fails here fails
 there once more, and is said there.
 """
 

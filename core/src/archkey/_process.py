@@ -2,7 +2,7 @@
 """A process that answers questions: what dies or hangs in it costs one answer and no more.
 
 Questions and answers are JSON objects, a line each, on its stdin and stdout. A question may have
-several answers; who asks knows the last one.
+several answers; who asks knows the last one. `ask_all` asks several processes at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
@@ -17,10 +18,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-__all__ = ["Ended", "Process", "Say", "Stopped", "serve"]
+__all__ = ["Asked", "Ended", "Process", "Say", "Stopped", "ask_all", "serve"]
+
+Q = TypeVar("Q")
+Q_in = TypeVar("Q_in", contravariant=True)
+A = TypeVar("A")
+A_out = TypeVar("A_out", covariant=True)
 
 
 class Ended(Exception):
@@ -129,6 +135,76 @@ class Process:
         stdout: Any = self._process.stdout
         stdout.close()
         self._remarks.close()
+
+
+class Asked(Protocol[Q_in, A_out]):
+    """Who answers in `ask_all`: usually a Process with a way to ask it."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is of no use any more: then it is closed, and another one started."""
+        ...
+
+    def ask(self, question: Q_in, stop: threading.Event) -> A_out:
+        """The answer, which should come soon once `stop` is set."""
+        ...
+
+    def close(self) -> None:
+        """End it."""
+        ...
+
+
+def ask_all(
+    questions: Sequence[Q],
+    start: Callable[[], Asked[Q, A]],
+    jobs: int,
+    is_last: Callable[[A], bool] = lambda answer: False,
+) -> Iterator[A]:
+    """Answers to `questions` from `jobs` at a time, in the order in which they are known.
+
+    is_last  after this answer another one is asked, even if who gave it is not gone
+
+    Raises what `start` and `ask` raise. Leaving early, as by Ctrl-C, ends all that were started.
+    """
+    todo: queue.SimpleQueue[Q] = queue.SimpleQueue()
+    for question in questions:
+        todo.put(question)
+    done: queue.SimpleQueue[tuple[A] | BaseException] = queue.SimpleQueue()
+    stop = threading.Event()
+
+    def work() -> None:
+        asked: Asked[Q, A] | None = None
+        try:
+            while not stop.is_set():
+                try:
+                    question = todo.get_nowait()
+                except queue.Empty:
+                    return
+                asked = asked or start()
+                answer = asked.ask(question, stop)
+                if asked.gone or is_last(answer):
+                    asked.close()
+                    asked = None
+                done.put((answer,))
+        except BaseException as error:
+            done.put(error)
+        finally:
+            if asked is not None:
+                asked.close()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(questions)))]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in questions:
+            found = done.get()
+            if isinstance(found, BaseException):
+                raise found
+            yield found[0]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=10)
 
 
 Say = Callable[..., None]
