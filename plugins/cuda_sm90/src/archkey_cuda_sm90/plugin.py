@@ -24,7 +24,6 @@ from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.requirements import Requirement
-from archkey.tuning import Space
 from archkey_cuda_sm90.facts import FACTS
 
 ARCHKEY_API = (1, 1)
@@ -56,7 +55,6 @@ _WARP_GROUPS = archkey.Kernel(
     needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
     requires=(Requirement("triton", ">=3.6,<3.7", why="Gluon's names move between releases"),),
     tuning=_TUNING["mla_decode_wgmma"],
-    space=Space({"rows": (64,), "keys": (64,), "num_warps": (4,), "stages": (2,), "resident": (1,)}),
     summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
 
