@@ -92,7 +92,7 @@ session = archkey.open({target!r}, strict=True)
 """
 
 # Problems by operator: an example, with other fields. What a bfloat16 engine runs and what one
-# with FP8 runs, with and without logsumexp, with early starts and without.
+# with FP8 runs, causal or not, with and without logsumexp, with early starts and without.
 TABLE: list[tuple[str, int, dict[str, Any]]] = [
     ("rmsnorm", 0, {}),
     ("rmsnorm", 0, {"pdl": True}),
@@ -105,6 +105,10 @@ TABLE: list[tuple[str, int, dict[str, Any]]] = [
         for kv in ("bfloat16", "float8_e4m3fn")
         for lse in (False, True)
     ),
+    ("mla_decode", 1, {"pdl": False}),
+    ("mla_decode", 6, {"pdl": True, "return_lse": True}),
+    ("mla_prefill", 0, {"causal": True, "pdl": True}),
+    ("mla_prefill", 3, {"causal": False, "return_lse": True, "pdl": False}),
 ]
 WITHOUT_EARLY_STARTS = [row for row in TABLE[:4] if not row[2]]
 

@@ -79,6 +79,8 @@ CASES = (
     ("rmsnorm_quant", "NaN and infinity: tokens=5, width=512, quant=mxfp4"),
     ("unified_attention", "two sequences"),
     ("unified_attention", "FP8 codes of the device"),
+    ("mla_decode", "two sequences"),
+    ("mla_decode", "FP8 codes of the device"),
     ("mla_prefill", "two sequences"),
     ("mla_prefill", "FP8 codes of the device"),
     ("merge_attn_states", "in place"),

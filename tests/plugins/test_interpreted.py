@@ -140,10 +140,34 @@ def test_attention_is_batch_invariant() -> None:
     assert result.passed, result
 
 
-# One of each thing that prefill and the merging of its parts can be asked for.
+# One of each thing that decode, prefill and the merging of its parts can be asked for.
 MLA = [
     next(case for case in MLA_EDGES if (case.operator, case.model) == (operator, about))
     for operator, abouts in (
+        (
+            "mla_decode",
+            (
+                "two sequences",
+                "9 heads",
+                "page 1",
+                "unused slots are NaN",
+                "more queries than keys",
+                "sequence without queries",
+                "rows past the last sequence",
+                "queries packed with heads",
+                "not causal",
+                "window",
+                "width 512",
+                "V is not 512 columns",
+                "FP8 codes of the device",
+                "FP8 cache of 16-bit queries",
+                "descales are tensors",
+                "4-D cache",
+                "rows apart",
+                "head-major LSE",
+                "far kv_cache",
+            ),
+        ),
         (
             "mla_prefill",
             (

@@ -43,6 +43,7 @@ class Bound(NamedTuple):
 LOGARITHMS = ("lse", "max_logits")
 """Outputs by that name are measured as logarithms, those of a vendor's operator too."""
 
+_ATTENTION = ("unified_attention", "mla_decode", "mla_prefill")
 _WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
 
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on
@@ -58,12 +59,16 @@ TABLE = (
         *(ANY, ANY, "bfloat16", "interpreted", 8e-3),
         "Triton's interpreter cuts a bfloat16 off instead of rounding it: 0.0032 on average",
     ),
-    Bound(
-        *("unified_attention", "lse", "fp8 float32", ANY, 1e-3),
-        "Hopper adds products of FP8 with 14 bits (DeepSeek-V3, 3.3.2): 6e-5 of scores up to 8",
+    *(
+        Bound(
+            *(operator, "lse", "fp8 float32", ANY, 1e-3),
+            "Hopper adds products of FP8 with 14 bits (DeepSeek-V3, 3.3.2): 6e-5 of scores up to 8",
+        )
+        for operator in _ATTENTION
     ),
     *(
-        Bound("unified_attention", "out", f"{source} {dtype}", ANY, 4e-3, _WEIGHTS)
+        Bound(operator, "out", f"{source} {dtype}", ANY, 4e-3, _WEIGHTS)
+        for operator in _ATTENTION
         for source in ("fp8", "bfloat16")
         for dtype in ("float16", "float32")
     ),

@@ -152,8 +152,8 @@ ATTENTION = Space(
 
 
 _LATENT = 512
-_ROW_BYTES = 2 * (_LATENT + 64)
-"""A row of the latent cache in 16 bits."""
+_ROW_BYTES = _LATENT + 64
+"""A row of the latent cache in FP8; one of 16 bits takes twice as much."""
 
 
 def _mla_decode(values: MlaDecodeTuning, capabilities: Capabilities) -> bool:

@@ -309,7 +309,6 @@ def mla_decode_body(
 
     table = block_table + sequence * table_stride
     out_stride, out_head_stride = out_stride * OUT_UNIT, out_head_stride * OUT_UNIT
-    # What the groups that multiply share, but for their sides and turns.
     gl.warp_specialize(
         [
             (
