@@ -29,12 +29,12 @@ session = archkey.open({target!r}, strict=True)
 rows = []
 for operator in session.operators.values():
     # One of each kind of body; `archkey check TARGET -l compiled` takes minutes for the rest.
-    few = operator.name == "unified_attention"
+    few = operator.name == "unified_attention" or operator.family == "mla"
     problems = {{
         label: problem._replace(pdl=session.pdl) if "pdl" in problem._fields else problem
         for label, problem in operator.examples.items()
         if session._candidates[operator.name][0].kernel.plugin != "cpu"
-        and (not few or label in ("GPT-OSS decode", "GPT-OSS prefill", "GQA 32/4, batch invariant"))
+        and (not few or label in {few!r})
     }}
     for label, plan in zip(problems, session.prepare(problems.values())):
         for compiled in plan.compiled:
@@ -44,12 +44,16 @@ for operator in session.operators.values():
                          machine, flags, compiled.shared_memory_bytes])
 print(json.dumps([session.capabilities.shared_memory_bytes, rows]))
 """
+FEW = (
+    *("GPT-OSS decode", "GPT-OSS prefill", "GQA 32/4, batch invariant"),
+    *("DeepSeek-V3 TP1", "DeepSeek-V3 TP8", "DeepSeek-V3 FP8 cache", "GLM-5 TP8"),
+)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_examples_become_machine_code(target: str, run_python: Callable[..., str]) -> None:
     machine, arch = TARGETS[target]
-    code = _PREPARE.format(target=target)
+    code = _PREPARE.format(target=target, few=FEW)
     limit, rows = json.loads(run_python(code, TRITON_INTERPRET="0"))
     family = {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"}
     tables = {"ragged_kv_indices_to_page_table", "req_to_token_to_page_table"}
