@@ -58,6 +58,14 @@ def test_which_body_of_hopper_takes_it(fields: dict[str, object], name: str) -> 
     assert chosen is not None and chosen.id == f"cuda_sm90:{name}"
 
 
+def test_interpreted_the_shared_body_takes_all() -> None:
+    problem = MlaDecodeProblem("bfloat16", "bfloat16", "bfloat16", 128)
+    decision = archkey.open("cuda_sm90").plan(problem).decision
+    assert decision.chosen is not None and decision.chosen.id == "cuda_sm90:triton"
+    reasons = {found.kernel: found.found for found in decision.rejected}
+    assert "Gluon, which Triton does not interpret" in reasons["cuda_sm90:wgmma"]
+
+
 def test_rows_are_heads_of_all_queries() -> None:
     problem = MlaDecodeProblem("bfloat16", "bfloat16", "bfloat16", 16)
     assert problem.rows == 16

@@ -148,6 +148,9 @@ def products_in_order() -> Iterator[None]:
 
 
 def _interpreted(program: Program) -> Launch:
+    """Raises Unsupported for Gluon: the next kernel of the operator is taken then."""
+    if getattr(program.body, "is_gluon", bool)():
+        raise Unsupported(f"{program.body.__name__} is Gluon, which Triton does not interpret")
     body, constants = program.body, dict(program.constants)
 
     def launch(grid: Grid, *arguments: Any) -> None:
