@@ -132,6 +132,7 @@ for line in {lines}:
 
 def test_nothing_but_demo_imports_torch_or_triton(run_python: Callable[..., str]) -> None:
     lines = ["probe", "plugins", "capabilities cuda_sm90", "explain rmsnorm -t gfx950", "coverage"]
+    lines += ["doctor", "doctor cuda_sm90", "doctor --all"]
     lines += [f"{line} --json" for line in lines]
     out = run_python(ISOLATED.format(forbidden=["torch", "triton", "numpy"], lines=lines))
     assert "rmsnorm on rocm_gfx950" in out
@@ -312,7 +313,7 @@ def test_explain_tells_the_row_and_what_was_fenced_off(fenced: None) -> None:
     out = run(*command, COLUMNS="200").stdout
     assert "row 2, 32, for width <= 4096" in out
     assert "measured: X1, 2026" in out
-    found = f"found packaging {version('packaging')} (accuracy: sums are wrong)"
+    found = f"found packaging {version('packaging')}; accuracy: sums are wrong"
     assert f"row 1, 64, for every problem, needs packaging<1; {found}" in out
 
 

@@ -16,7 +16,7 @@ from tests.core._fakes import Toy, capability, card, kernel
 
 from archkey.capabilities import Capabilities, gather
 from archkey.conditions import at_least, at_most, is_, one_of
-from archkey.requirements import Requirement
+from archkey.requirements import SEVERITIES, Requirement, Violation
 from archkey.selection import Candidate, Code, Decision, Policy, Rejection, select
 from archkey.target import Target
 
@@ -84,16 +84,44 @@ def test_a_capability_that_nobody_knows_is_not_satisfied() -> None:
 
 
 def test_requirement_too_old_known_bad_or_missing() -> None:
-    bad = Requirement("triton", ">=3.6,!=3.7.0", "issue 11494", "accuracy")
-    assert only(choose(toy(requires=(bad,)))) == Rejection(
+    bad = Requirement("triton", ">=3.6,!=3.7.0", "wrong sums", "accuracy", "acme#11494")
+    found = only(choose(toy(requires=(bad,))))
+    assert found == Rejection(
         "fake:fast",
         Code.REQUIREMENT,
         "triton>=3.6,!=3.7.0",
         "triton 3.7.0",
-        "install triton>=3.6,!=3.7.0 (accuracy: issue 11494)",
+        "install triton>=3.6,!=3.7.0",
+        Violation(bad, "3.7.0"),
     )
-    missing = only(choose(toy(requires=(Requirement("flashmla"),))))
+    assert found.consequence == "accuracy: wrong sums (acme#11494)"
+    assert found.to_json() == {
+        "kernel": "fake:fast",
+        "code": "requirement",
+        "required": "triton>=3.6,!=3.7.0",
+        "found": "triton 3.7.0",
+        "severity": "accuracy",
+        "why": "wrong sums",
+        "reference": "acme#11494",
+        "remedy": "install triton>=3.6,!=3.7.0",
+    }
+    missing = only(choose(toy(requires=(Requirement("flashmla", why="it calls it"),))))
     assert (missing.found, missing.remedy) == ("flashmla not installed", "install flashmla")
+    assert missing.consequence == "", "what is not there has no bad version"
+
+
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_each_severity_disables_and_the_next_kernel_runs(severity: str) -> None:
+    bad = Requirement("triton", "!=3.7.0", "a test", severity)
+    decision = choose(toy("a", requires=(bad,)), toy("b"))
+    assert decision.chosen is not None and decision.chosen.id == "fake:b"
+    assert only(decision).to_json()["severity"] == severity
+    wanted = choose(toy("a", requires=(bad,)), toy("b"), policy=Policy({"toy_op": "a"}))
+    assert wanted.chosen is None, "an override lifts no rule"
+    assert [(r.kernel, r.code) for r in wanted.rejected] == [
+        ("fake:a", Code.REQUIREMENT),
+        ("fake:b", Code.OVERRIDE),
+    ]
 
 
 def test_override() -> None:

@@ -13,7 +13,7 @@ from tests.core._fakes import Toy, World, fast, kernel, kernels, session
 
 from archkey.conditions import at_least, at_most, is_
 from archkey.ops import OPERATORS
-from archkey.requirements import Requirement
+from archkey.requirements import Requirement, Violation
 from archkey.tuning import Fence, Row, Table
 
 PACKAGING = version("packaging")
@@ -37,7 +37,7 @@ def test_the_first_row_that_fits() -> None:
     assert [table.lookup(Toy(*w), {}).values for w in widths] == [1, 2, 3]
 
 
-NEW = Requirement("triton", ">=3.7", "sums are wrong before", "accuracy")
+NEW = Requirement("triton", ">=3.7", "sums are wrong before", "accuracy", "acme#7")
 FENCED = Table((Row(1, requires=(NEW,)), Row(2, (at_most("width", 1),)), Row(3)))
 
 
@@ -57,7 +57,7 @@ def test_a_lookup_says_what_was_passed_over_and_why() -> None:
     table = Table((*FENCED.rows[:2], Row(4, (at_most("width", 999),)), *FENCED.rows))
     used = table.consult(Toy(), {"triton": "3.6.0"})
     assert (used.number, used.row.values) == (3, 4)
-    assert used.fenced == (Fence(1, table.rows[0], NEW, "triton 3.6.0"),)
+    assert used.fenced == (Fence(1, table.rows[0], Violation(NEW, "3.6.0")),)
     assert table.consult(Toy(), {"triton": "3.7.0"}).fenced == ()
     assert used.to_json() == {
         "row": 3,
@@ -73,6 +73,8 @@ def test_a_lookup_says_what_was_passed_over_and_why() -> None:
                 "found": "triton 3.6.0",
                 "severity": "accuracy",
                 "why": "sums are wrong before",
+                "reference": "acme#7",
+                "remedy": "install triton>=3.7",
             }
         ],
     }
@@ -111,8 +113,8 @@ def test_the_decision_tells_the_row_and_the_fence() -> None:
     lines = made.explain(Toy()).splitlines()
     assert lines[3:5] == [
         "  tuning:  row 2, 2, for every problem; measured: H200",
-        f"  fenced:  row 1, 1, for width >= 1, needs packaging<1; found packaging {PACKAGING} "
-        "(speed: a test)",
+        f"  fenced:  row 1, 1, for width >= 1, needs packaging<1; found packaging {PACKAGING}; "
+        "speed: a test",
     ]
 
 

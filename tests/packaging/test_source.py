@@ -45,6 +45,7 @@ ROOMS = (
         "_listener",
         "_session_parts",
         "session",
+        "diagnosis",
         "_prepare_worker",
     ),
     *(

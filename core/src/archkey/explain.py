@@ -82,9 +82,8 @@ def measured_text(row: Row) -> str:
 
 def fence_text(fence: Fence) -> str:
     """A row that was passed over, and why."""
-    why = f"{fence.rule.severity}: {fence.rule.why}" if fence.rule.why else fence.rule.severity
-    start = row_text(fence.number, fence.row)
-    return f"{start}, needs {fence.rule}; found {fence.found} ({why})"
+    start, broken = row_text(fence.number, fence.row), fence.violation
+    return f"{start}, needs {broken.rule}; found {broken.found}; {broken.rule.consequence}"
 
 
 def unsupported(decision: Decision) -> str:
@@ -125,4 +124,5 @@ def _fields(problem: Any, wanted: str | None) -> dict[str, Any]:
 
 
 def _sentence(r: Rejection) -> str:
-    return f"{r.kernel} [{r.code.value}] needs {r.required}; found {r.found}; {r.remedy}"
+    said = (f"needs {r.required}", f"found {r.found}", r.consequence, r.remedy)
+    return f"{r.kernel} [{r.code.value}] " + "; ".join(filter(None, said))

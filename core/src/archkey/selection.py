@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from archkey.capabilities import Capabilities
 from archkey.kernel import Kernel
+from archkey.requirements import Violation
 from archkey.target import Target
 from archkey.tuning import Lookup
 
@@ -39,22 +40,36 @@ class Code(str, Enum):
 
 @dataclass(frozen=True)
 class Rejection:
-    """One reason against one kernel: what was required, what was found, what would help."""
+    """One reason against one kernel: what was required, what was found, what would help.
+
+    violation: the broken rule, where the code is "requirement"
+    """
 
     kernel: str
     code: Code
     required: str
     found: str
     remedy: str
+    violation: Violation | None = None
+
+    @property
+    def consequence(self) -> str:
+        """What it would be to run in spite of a known-bad version; "" for every other reason."""
+        broken = self.violation
+        return broken.rule.consequence if broken and broken.version and broken.rule.why else ""
 
     def to_json(self) -> dict[str, str]:
-        """The keys `kernel`, `code`, `required`, `found`, `remedy`."""
+        """The keys `kernel`, `code`, `required`, `found`, `remedy`.
+
+        Of a requirement also `severity`, `why`, `reference`.
+        """
         return {
             "kernel": self.kernel,
             "code": self.code.value,
             "required": self.required,
             "found": self.found,
             "remedy": self.remedy,
+            **(self.violation.to_json() if self.violation else {}),
         }
 
 
@@ -171,12 +186,10 @@ def _against(
             found = f"{accept.field} = {value}"
             yield Rejection(kernel.id, Code.PROBLEM, str(accept), found, remedy)
     for rule in kernel.requires:
-        if not rule.satisfied_by(versions):
-            remedy = f"install {rule}"
-            if versions.get(rule.package) and rule.why:
-                remedy += f" ({rule.severity}: {rule.why})"
-            found = rule.found_in(versions)
-            yield Rejection(kernel.id, Code.REQUIREMENT, str(rule), found, remedy)
+        broken = rule.violation(versions)
+        if broken is not None:
+            found, remedy = broken.found, broken.remedy
+            yield Rejection(kernel.id, Code.REQUIREMENT, str(rule), found, remedy, broken)
     if kernel.id in failed:
         remedy = "see the log, mend or remove the plugin, and start again"
         yield Rejection(kernel.id, Code.BUILD, "a build without error", failed[kernel.id], remedy)

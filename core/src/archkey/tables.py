@@ -144,7 +144,7 @@ def _row_to_json(row: Row) -> dict[str, Any]:
     measured = row.measured
     said: dict[str, Any] = {
         "when": [_condition(condition) for condition in row.when],
-        "requires": [dataclasses.asdict(rule) for rule in row.requires],
+        "requires": [_rule(rule) for rule in row.requires],
         "values": numbers(row.values),
         "spills": row.spills,
         "measured": measured if isinstance(measured, str) else _provenance(measured),
@@ -155,6 +155,11 @@ def _row_to_json(row: Row) -> dict[str, Any]:
 def _condition(condition: Condition) -> list[Any]:
     said = [condition.field, condition.relation, condition.value]
     return [*said, condition.why] if condition.why else said
+
+
+def _rule(rule: Requirement) -> dict[str, str]:
+    said = dataclasses.asdict(rule)
+    return {name: value for name, value in said.items() if value or name == "package"}
 
 
 def _provenance(measured: Measured) -> dict[str, Any]:

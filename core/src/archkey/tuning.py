@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archkey.conditions import Condition
-from archkey.requirements import Requirement
+from archkey.requirements import Requirement, Violation
 
 if TYPE_CHECKING:
     from archkey.capabilities import Capabilities
@@ -70,34 +70,26 @@ class Row:
         """Whether this row is for `problem`, whatever is installed."""
         return all(c.holds(getattr(problem, c.field)) for c in self.when)
 
-    def violated(self, versions: Mapping[str, str]) -> list[Requirement]:
-        """The rules that the installed `versions` break."""
-        return [rule for rule in self.requires if not rule.satisfied_by(versions)]
+    def violation(self, versions: Mapping[str, str]) -> Violation | None:
+        """The first of its rules that the installed `versions` break; None if they break none."""
+        return next(filter(None, (rule.violation(versions) for rule in self.requires)), None)
 
 
 @dataclass(frozen=True)
 class Fence:
     """A row that is for the problem and was passed over.
 
-    number  of the row in its table, from 1
-    rule    the first that was violated, and what was `found` instead
+    number     of the row in its table, from 1
+    violation  of the first rule that does not hold
     """
 
     number: int
     row: Row
-    rule: Requirement
-    found: str
+    violation: Violation
 
     def to_json(self) -> dict[str, Any]:
-        """The keys `row`, `values`, `required`, `found`, `severity`, `why`; values as text."""
-        return {
-            "row": self.number,
-            "values": str(self.row.values),
-            "required": str(self.rule),
-            "found": self.found,
-            "severity": self.rule.severity,
-            "why": self.rule.why,
-        }
+        """The keys `row`, `values` as text, and those of the violation."""
+        return {"row": self.number, "values": str(self.row.values), **self.violation.to_json()}
 
 
 @dataclass(frozen=True)
@@ -152,15 +144,18 @@ class Table:
 
     def consult(self, problem: Any, versions: Mapping[str, str]) -> Lookup:
         """The same row, with what was passed over on the way to it, and why."""
-        meant = [(n, row) for n, row in enumerate(self.rows, 1) if row.accepts(problem)]
-        number, row = next((n, row) for n, row in meant if not row.violated(versions))
-        fenced = [
-            Fence(n, row, rule, rule.found_in(versions))
-            for n, row in meant
-            if n < number
-            for rule in row.violated(versions)[:1]
+        meant = [
+            (number, row, row.violation(versions))
+            for number, row in enumerate(self.rows, 1)
+            if row.accepts(problem)
         ]
-        return Lookup(number, row, tuple(fenced))
+        used, row = next((number, row) for number, row, broken in meant if broken is None)
+        fenced = [
+            Fence(number, row, broken)
+            for number, row, broken in meant
+            if broken is not None and number < used
+        ]
+        return Lookup(used, row, tuple(fenced))
 
 
 def _anything(values: Any, capabilities: Capabilities) -> bool:

@@ -32,7 +32,7 @@ __all__ = ["cli", "main"]
 
 COMMANDS = (
     *("demo", "probe", "plugins", "capabilities", "explain", "coverage", "check", "bench"),
-    *("prepare", "tune", "report", "quant", "new-plugin"),
+    *("prepare", "tune", "report", "quant", "doctor", "new-plugin"),
 )
 """In the order of the help. Each is `command` in the module of its name, "-" written "_"."""
 

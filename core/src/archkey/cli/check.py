@@ -196,6 +196,12 @@ def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
         (level, row["reason"]) for level, row in rows if row["outcome"] == "skipped"
     ).items():
         console.print(Text(f"  - {level}: not run, {count} x {reason}", "dim"))
+    for text in dict.fromkeys(
+        f"  - {level}: {row['operator']} {row['kernel']}, fenced off: {fence}"
+        for level, row in rows
+        for fence in row.get("details", {}).get("fenced", ())
+    ):
+        console.print(Text(text, "yellow"))
     for level, row in rows:
         if row["outcome"] == "failed":
             what = f"failed: {level} {row['operator']} {row['kernel']}, {row['case']}: "

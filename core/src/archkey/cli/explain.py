@@ -138,9 +138,10 @@ def _show(operator: Operator, label: str, changes: Iterable[str], decision: Deci
     for reason in decision.rejected:
         name, code = Text(reason.kernel, "bold"), reason.code.value
         if wide:
-            rows.append((name, code, reason.required, reason.found, reason.remedy))
+            remedy = render.stack(reason.remedy, reason.consequence)
+            rows.append((name, code, reason.required, reason.found, remedy))
         else:
-            below = (f"found {reason.found}", f"remedy: {reason.remedy}")
+            below = (f"found {reason.found}", reason.consequence, f"remedy: {reason.remedy}")
             rows.append((name, code, render.stack(f"needs {reason.required}", *below)))
     columns = ("required", "found", "remedy") if wide else ("why",)
     render.table(console, ("not taken", "reason", *columns), rows, airy=not wide)

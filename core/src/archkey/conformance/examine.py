@@ -21,6 +21,7 @@ from archkey.conformance.machine_code import expectations, judge_code, read
 from archkey.conformance.probes import probe_capability
 from archkey.conformance.refusal import refused
 from archkey.errors import UnknownName, Unsupported, describe
+from archkey.explain import fence_text
 from archkey.kernel import Kernel
 from archkey.session import Session
 
@@ -122,6 +123,7 @@ def _compiled(session: Session, item: Item) -> Outcome:
     if "pdl" in example._fields:
         problems = [example._replace(pdl=pdl) for pdl in sorted({False, session.pdl})]
     codes, complaints, refusal = [], [], ""
+    fenced: dict[str, None] = {}  # rows that this problem would get with other versions
     for problem in problems:
         try:
             plan = session.plan(problem, kernel=kernel.id)
@@ -130,12 +132,17 @@ def _compiled(session: Session, item: Item) -> Outcome:
             if not refusal:
                 raise
             continue
+        used = plan.decision.tuning
+        fenced.update(dict.fromkeys(map(fence_text, used.fenced if used else ())))
         found = [read(compiled) for compiled in plan.compiled]
         complaints += judge_code(found, expectations(kernel, problem, session))
         codes += found
     if not codes and not complaints:
         return Outcome(item, "skipped", reason=refusal or "this problem needs no Triton program")
-    return _verdict(item, "; ".join(complaints), programs=[code.to_json() for code in codes])
+    details: dict[str, Any] = {"programs": [code.to_json() for code in codes]}
+    if fenced:
+        details["fenced"] = [*fenced]
+    return _verdict(item, "; ".join(complaints), **details)
 
 
 def _numbers(
