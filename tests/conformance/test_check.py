@@ -94,6 +94,19 @@ def test_a_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "5.0e-01 > 4.0e-03 off by one" in " ".join(result.stdout.split())
 
 
+def test_a_row_that_was_fenced_off_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fenced(target: str, level: Level, items: Any, terms: Any) -> Any:
+        said = "row 1, 8 warps, for every problem, needs triton!=3.6.0; found triton 3.6.0; crash"
+        yield from (Outcome(item, "passed", details={"fenced": [said]}) for item in items)
+
+    monkeypatch.setattr(pool, "answers", fenced)
+    result = check("rocm_gfx950", "--level", "compiled", "--operator", "rmsnorm", "--jobs", "1")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.stdout.split())
+    line = "- compiled: rmsnorm rocm_gfx950:triton, fenced off: row 1, 8 warps, for every problem"
+    assert said.count(line) == 1, "of several examples one line"
+
+
 def test_a_level_that_was_asked_for_and_not_run_is_not_passed() -> None:
     result = check("rocm_gfx950", "--level", "device", "--operator", "rmsnorm")
     assert result.exit_code == 1

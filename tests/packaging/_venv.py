@@ -35,15 +35,28 @@ class Venv:
         """Install wheels, and nothing that they depend on."""
         self.pip("install", "--no-deps", "--no-index", "--no-compile", *map(str, wheels))
 
-    def run(self, *arguments: str, **environ: str) -> str:
-        """stdout of this environment's Python, which must end well."""
+    def add(
+        self, name: str, number: str, entry_points: str = "", folder: Path | None = None
+    ) -> None:
+        """A distribution of which there is nothing but what pip keeps about it.
+
+        folder  where it lies, if not in the environment itself
+        """
+        info = (folder or self.site) / f"{name.replace('-', '_')}-{number}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n")
+        (info / "entry_points.txt").write_text(entry_points)
+
+    def run(self, *arguments: str, code: int = 0, **environ: str) -> str:
+        """stdout of this environment's Python, which must end with exit `code`."""
         # Neither the evidence of the developer's own exams nor an interpreter unless asked for.
         own = {"XDG_DATA_HOME": str(self.folder / "data"), "TRITON_INTERPRET": "0", **environ}
-        return _done([str(self.python), *arguments], **own)
+        return _done([str(self.python), *arguments], code=code, **own)
 
-    def archkey(self, line: str, **environ: str) -> Any:
+    def archkey(self, line: str, code: int = 0, **environ: str) -> Any:
         """The document of a command."""
-        return json.loads(self.run("-m", "archkey", *line.split(), "--json", **environ))
+        out = self.run("-m", "archkey", *line.split(), "--json", code=code, **environ)
+        return json.loads(out)
 
 
 def build_wheel(source: Path, folder: Path) -> Path:
@@ -53,8 +66,8 @@ def build_wheel(source: Path, folder: Path) -> Path:
     return folder / _done([sys.executable, "-c", code], cwd=source).splitlines()[-1]
 
 
-def _done(command: list[str], cwd: Path | None = None, **environ: str) -> str:
-    """stdout of a process that must end well."""
+def _done(command: list[str], cwd: Path | None = None, code: int = 0, **environ: str) -> str:
+    """stdout of a process that must end with exit `code`."""
     done = subprocess.run(
         command,
         cwd=cwd,
@@ -63,5 +76,5 @@ def _done(command: list[str], cwd: Path | None = None, **environ: str) -> str:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -117,10 +117,9 @@ def _findings(
             said.append(f"{names} overwrite each other's files: uninstall all but one {package}")
     for entry in plugins:
         if entry.state in _FAILED:
-            name, state = entry.found.name, entry.state.value
-            said.append(
-                f"plugin {name} is {state}: {entry.reason}; see `archkey plugins -t TARGET`"
-            )
+            see = f"archkey plugins --traceback -t {entry.target}".removesuffix(" -t ")
+            state = f"plugin {entry.found.name} is {entry.state.value}"
+            said.append(f"{state}: {entry.reason}; see `{see}`")
     return [*said, *(text for session in sessions for text in diagnosis.misnamed(session))]
 
 
