@@ -12,6 +12,7 @@ LIGHT = (
     "archkey.ops",
     "archkey.plugins",
     "archkey.session",
+    "archkey.diagnosis",
     "archkey.models",
     "archkey.bench.compare",
     "archkey.kernels.catalogue",

@@ -23,6 +23,7 @@ DOCUMENTS = (
     "core/docs/formats.md",
     "core/docs/levels.md",
     "core/docs/prepare.md",
+    "core/docs/requirements.md",
     "core/docs/vendor.md",
     "tests/engine_example/README.md",
 )
@@ -43,6 +44,14 @@ def test_the_example_of_the_formats_prints_what_it_shows(
 ) -> None:
     text = (root / "core/docs/formats.md").read_text()
     code, shown = re.findall(r"```(?:python)?\n(.*?)```", text, re.DOTALL)
+    assert run_python(code) == shown
+
+
+def test_the_examples_of_the_rules_hold(root: Path, run_python: Callable[..., str]) -> None:
+    text = (root / "core/docs/requirements.md").read_text()
+    parts = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    code = "".join(part for language, part in parts if language == "python")
+    shown = next(part for language, part in parts if not language)
     assert run_python(code) == shown
 
 

@@ -9,7 +9,7 @@ import torch.
     exit 0    done
     exit 1    a check failed: a row of `demo` did not pass, `explain` found no kernel, a row of
               `bench` is over its limit, `quant explain` found a contradiction, `prepare` could not
-              prepare a problem
+              prepare a problem, `doctor` found something to do
     exit 2    the request is wrong: usage, an unknown name, a setting that cannot be read
     exit 130  interrupted (Ctrl-C, SIGTERM)
 """

@@ -157,7 +157,10 @@ def _effect(
     effect: Effect,
     instead: Sequence[str],
 ) -> str:
-    what = f"{kernel} of {', '.join(operators)}" + ("" if row is None else f", row {row}")
+    listed = ", ".join(operators)
+    if effect is Effect.NONE and len(operators) > _FEW:
+        listed = f"{len(operators)} operators"
+    what = f"{kernel} of {listed}" + ("" if row is None else f", row {row}")
     if not kernel.startswith(target):  # a plugin of the family, or of another target
         what = f"{target}: {what}"
     if effect is Effect.CHANGED:
@@ -170,6 +173,10 @@ def _effect(
             Effect.UNUSED: " -> nothing changes: it would not run here anyway",
         }[effect]
     )
+
+
+_FEW = 3
+"""Operators that are named where nothing is lost; `--json` names all."""
 
 
 def _instead(lost: Dependent, other: Instead) -> str:
@@ -206,8 +213,7 @@ def _show(
         console.print(f"no kernel for {targets} rests on a rule; --all judges every plugin's")
     if findings:
         console.print(Text(f"{len(findings)} to do:", "bold red"))
-        for finding in findings:
-            console.print(f" - {finding}")
+        render.facts(console, [("-", finding) for finding in findings])
     else:
         console.print(Text("nothing to do: no violated rule changes what runs", "green"))
 
