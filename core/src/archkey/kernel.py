@@ -35,7 +35,7 @@ class Kernel:
     build     "module:attribute" of a `Builder`: (problem, Build) -> run
     accepts   conditions on fields of the operator's Problem; none means every problem
     needs     conditions on capabilities, e.g. `is_("tcgen05", True)`
-    requires  distributions it rests on, with known-bad versions
+    requires  distributions it rests on, with known-bad versions; each that is violated disables it
     tuning    numbers for its body, or None
     space     which numbers `archkey tune` may try instead, or None
     plugin    name of the plugin that supplied it; filled in when the plugin is loaded
