@@ -53,14 +53,18 @@ def _take(place, mask, N: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constex
 
 @triton.jit
 def _slots_of(slot_mapping, token, tokens, capacity):
-    """(slot of each token, whether the cache has it); slot 0 stands for one that it has not."""
-    inside = token < tokens
+    """(slot of each token, whether there is a token, whether the cache has its slot).
+
+    Slot 0 stands for one that the cache has not.
+    """
+    given = token < tokens
+    inside = given
     if slot_mapping is None:
         slot = token
     else:
-        slot = tl.load(slot_mapping + token, inside, other=-1)
-        inside &= (slot >= 0) & (slot < capacity)
-    return tl.where(inside, slot, 0), inside
+        slot = tl.load(slot_mapping + token, given, other=-1)
+        inside = given & (slot >= 0) & (slot < capacity)
+    return tl.where(inside, slot, 0), given, inside
 
 
 @triton.jit
@@ -109,25 +113,26 @@ def quantize_sparse_kv_body(
     USE_PDL: tl.constexpr,  # launched as a programmatic dependent of the kernel before
     INTERPRETED: tl.constexpr,
 ):
-    """Grid: ceil(tokens / TOKENS). Tokens whose slot the cache lacks are neither read nor kept."""
+    """Grid: ceil(tokens / TOKENS). A token whose slot the cache lacks is not kept."""
     if USE_PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # this early: see rmsnorm_body
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    slot, inside = _slots_of(slot_mapping, token, tokens, capacity)
+    slot, given, inside = _slots_of(slot_mapping, token, tokens, capacity)
     codes, scales = _rows_of(cache, slot, block_stride * BYTES, PAGE, PITCH, SCALES, SCALE_PITCH)
     token = token.to(tl.int64)
     tile = tl.arange(0, TILES)[None, :]
     column = tile[:, :, None] * TILE + tl.arange(0, TILE)[None, None, :]
-    live = inside[:, None]
+    here, live = given[:, None], inside[:, None]
     if TILES != COUNT:
-        live = live & (tile < COUNT)
+        here, live = here & (tile < COUNT), live & (tile < COUNT)
 
+    # Tokens are read whatever their slots are, so that all loads are under way at once.
     row = k_nope + token * (k_nope_stride * UNIT)
-    value = tl.load(row[:, None, None] + column, live[:, :, None], other=0).to(tl.float32)
-    if ROPE:  # read before anything is stored: both loads are then under way at once
+    value = tl.load(row[:, None, None] + column, here[:, :, None], other=0).to(tl.float32)
+    if ROPE:
         turned = k_rope + (token * (k_rope_stride * UNIT))[:, None] + tl.arange(0, ROPE)[None, :]
-        key = tl.load(turned, inside[:, None], other=0)
+        key = tl.load(turned, given[:, None], other=0)
     LIMIT: tl.constexpr = 240.0 if FNUZ else 448.0
     scale = fp8_scale(amax_of(value, 2), LIMIT, POW2)
     if POW2:
@@ -177,13 +182,13 @@ def dequantize_sparse_kv_body(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()  # this early: see rmsnorm_body
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
-    slot, inside = _slots_of(slot_mapping, token, tokens, capacity)
+    slot, given, inside = _slots_of(slot_mapping, token, tokens, capacity)
     codes, scales = _rows_of(cache, slot, block_stride * BYTES, PAGE, PITCH, SCALES, SCALE_PITCH)
     tile = tl.arange(0, TILES)[None, :]
     column = tile[:, :, None] * TILE + tl.arange(0, TILE)[None, None, :]
-    written, live = (token < tokens)[:, None], inside[:, None]
+    here, live = given[:, None], inside[:, None]
     if TILES != COUNT:
-        written, live = written & (tile < COUNT), live & (tile < COUNT)
+        here, live = here & (tile < COUNT), live & (tile < COUNT)
 
     code = tl.load(codes[:, None, None] + column, live[:, :, None], other=0)
     if E8M0:
@@ -200,12 +205,12 @@ def dequantize_sparse_kv_body(
     value = real(code, "e4m3fnuz" if FNUZ else "e4m3fn", tl.float32, INTERPRETED)
     value = rounded(value * scale[:, :, None], out, INTERPRETED).to(out.dtype.element_ty)
     row = out + token.to(tl.int64) * (COUNT * TILE + ROPE)
-    tl.store(row[:, None, None] + column, value, written[:, :, None])
+    tl.store(row[:, None, None] + column, value, here[:, :, None])
     if ROPE:
         turned = row[:, None] + COUNT * TILE + tl.arange(0, ROPE)[None, :]
         if out.dtype.element_ty != tl.bfloat16:
             key = key.to(tl.float32).to(out.dtype.element_ty)
-        tl.store(turned, key, (token < tokens)[:, None])
+        tl.store(turned, key, given[:, None])
 
 
 @triton.jit
