@@ -8,6 +8,7 @@ of a tie. In float32 there is one answer, and nothing beside it is touched.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -321,3 +322,38 @@ def test_a_planted_fault_fails_by_name(
     reasons = [result.reason for result in results if not result.passed]
     assert reasons, "passes every case"
     assert {reason.partition(":")[0] for reason in reasons} <= {"out", "Fault"}, reasons
+
+
+# --- machine code ---------------------------------------------------------------------------------
+
+_ACCESSES = """
+import json, re
+import archkey
+from archkey.ops import OPERATORS
+session = archkey.open("cuda_sm90")
+found = {}
+for name in ("quantize_sparse_kv", "dequantize_sparse_kv"):
+    for label, problem in OPERATORS[name].examples.items():
+        for aligned in (True, False):
+            plan, = session.prepare([problem._replace(aligned=aligned, pdl=True)])
+            text = plan.compiled[0].kernel.asm["ptx"]
+            kinds = set(re.findall(r"(?:ld|st)\\.global[.\\w:]*|griddepcontrol\\.\\w+", text))
+            found[f"{name}, {label}, {aligned}"] = sorted(kinds)
+print(json.dumps(found))
+"""
+
+
+def test_aligned_rows_move_16_bytes_at_a_time(run_python: Callable[..., str]) -> None:
+    """And others never more than their pointers allow; early launches wait."""
+    found = json.loads(run_python(_ACCESSES, TRITON_INTERPRET="0"))
+    assert len(found) == 10
+    for where, kinds in found.items():
+        wide = {kind for kind in kinds if ".v" in kind}
+        if where.endswith("True"):
+            assert wide >= {"ld.global.v4.b32", "st.global.v4.b32"}, where
+        else:
+            assert not wide, where
+            stored = {kind for kind in kinds if kind.startswith("st")}
+            # Bytes of the cache one by one, whose pointers may be odd; numbers of out, too.
+            assert stored == {f"st.global.b{8 if where.startswith('quantize') else 16}"}, where
+        assert {"griddepcontrol.wait", "griddepcontrol.launch_dependents"} <= set(kinds), where
