@@ -85,6 +85,10 @@ CASES = (
     ("mla_prefill", "FP8 codes of the device"),
     ("merge_attn_states", "in place"),
     ("req_to_token_to_page_table", ""),
+    ("quantize_sparse_kv", "FP8 codes of the device"),
+    ("quantize_sparse_kv", "slots outside the cache"),
+    ("dequantize_sparse_kv", "format fp8_model1"),
+    ("logical_to_physical_indices", "three sequences"),
 )
 
 

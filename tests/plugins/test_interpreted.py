@@ -18,6 +18,7 @@ from archkey.conformance.cases.mla.edges import CASES as MLA_EDGES
 from archkey.conformance.cases.mxfp4_linear.inputs import Linear
 from archkey.conformance.cases.rmsnorm import models as cases
 from archkey.conformance.cases.rmsnorm_quant.edges import CASES as QUANT_EDGES
+from archkey.conformance.cases.sparse_mla.edges import CASES as SPARSE_EDGES
 from archkey.conformance.cases.spec import describe
 from archkey.conformance.judge import judge
 
@@ -212,6 +213,44 @@ MLA = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_mla_agrees_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case, level="interpreted")
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
+# One of each thing that a packed cache is asked for: every format where formats differ.
+SPARSE_KV = [
+    case
+    for case in SPARSE_EDGES
+    if case.model
+    in {
+        "quantize_sparse_kv": (
+            *("FP8 codes of the device", "tiles of zeros", "values that underflow"),
+            *("scales between powers of two", "scales rounded up to powers of two"),
+            *("rows of fp32", "format fp8_model1", "other slots keep their bytes", "page 2"),
+            *("slots outside the cache", "far planar out", "far k_rope"),
+        ),
+        "dequantize_sparse_kv": (
+            *("FP8 codes of the device", "format fp8_model1", "slots outside the cache"),
+            *("all slots", "output of another dtype", "far cache"),
+        ),
+        "logical_to_physical_indices": (
+            *("three sequences", "index -1", "one sequence", "page 3", "slots past int32"),
+            *("rows apart", "far out"),
+        ),
+    }.get(case.operator, ())
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        *(("cuda_sm90", case) for case in SPARSE_KV),
+        *(("rocm_gfx942", case) for case in SPARSE_KV if "FP8" in case.model),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_packed_caches_agree_with_reference(target: str, case: Case) -> None:
     result = judge(archkey.open(target), case, level="interpreted")
     assert result.kernel == f"{target}:triton"
     assert result.passed, result

@@ -28,6 +28,7 @@ __all__ = [
     "mxfp4_linear_scaled_kernels",
     "page_table_kernels",
     "rmsnorm_kernels",
+    "sparse_kv_kernels",
 ]
 
 TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodies ran with")
@@ -186,4 +187,25 @@ def page_table_kernels() -> tuple[Kernel, ...]:
             summary="shared Triton body: both tables in one launch, lengths read on the device",
         )
         for operator in ("ragged_kv_indices_to_page_table", "req_to_token_to_page_table")
+    )
+
+
+def sparse_kv_kernels() -> tuple[Kernel, ...]:
+    """What serves packed caches. No tuning table: a program is a few loads of 16 bytes a thread."""
+    packed = "shared Triton body: one launch, a few tokens a program, each byte moved once"
+    indices = "shared Triton body: one launch, a division by a constant an entry"
+    listed = {
+        "quantize_sparse_kv": packed,
+        "dequantize_sparse_kv": packed,
+        "logical_to_physical_indices": indices,
+    }
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.sparse_kv:build_{operator}",
+            requires=(TRITON,),
+            summary=summary,
+        )
+        for operator, summary in listed.items()
     )

@@ -66,7 +66,7 @@ def quantize_problem(
         bad_value(op, "out", f"of at least {tokens} slots", shape_text(cache))
     slot_dtype = _slot_mapping(op, slot_mapping, k_nope.device, tokens)
     parts = (flat_rows(k_nope), None if k_rope is None else flat_rows(k_rope))
-    aligned = checks.is_aligned(0, cache, *parts)
+    aligned = checks.is_aligned(_apart(cache), *parts)
     return QuantizeSparseKvProblem(
         dtype, format, scale_mode, cache.shape[1], slot_dtype, aligned, session.pdl
     )
@@ -92,7 +92,7 @@ def dequantize_problem(
         if out.shape != shape or not out.is_contiguous():
             bad_value(op, "out", f"contiguous, of shape {list(shape)}", shape_text(out))
         checks.check_device(op, "out", out, cache.device)
-    aligned = checks.is_aligned(2 * layout.head_dim, cache, out)
+    aligned = checks.is_aligned(2 * layout.head_dim | _apart(cache), out)
     return DequantizeSparseKvProblem(
         out_dtype, format, cache.shape[1], slot_dtype, aligned, session.pdl
     )
@@ -127,6 +127,14 @@ def new_cache(k_nope: torch.Tensor, layout: PackedKV) -> torch.Tensor:
     stride, row = layout.block_bytes(page_size), layout.row_bytes
     blocks = torch.empty((k_nope.shape[0], stride), dtype=torch.uint8, device=k_nope.device)
     return blocks.as_strided((k_nope.shape[0], page_size, row), (stride, row, 1))
+
+
+def _apart(cache: torch.Tensor) -> int:
+    """Bits of a cache's pointer and block stride, to be aligned: its layout places the rest.
+
+    The stride from row to row is no address in a planar block.
+    """
+    return cache.data_ptr() | cache.stride(0)
 
 
 def _parts(op: str, k_nope: torch.Tensor, k_rope: torch.Tensor | None, layout: PackedKV) -> str:

@@ -18,6 +18,7 @@ from archkey.kernels.catalogue import (
     mxfp4_linear_scaled_kernels,
     page_table_kernels,
     rmsnorm_kernels,
+    sparse_kv_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
@@ -54,3 +55,4 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
+    yield from sparse_kv_kernels()
