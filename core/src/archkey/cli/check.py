@@ -123,7 +123,7 @@ def _hold(
         for level, (items, answered) in asked.items():
             outcomes = list(answered)
             try:
-                for item in built(subject.target, ahead[level], terms):
+                for item in built(subject.target, level, ahead[level], terms):
                     step(f"compiled for {item.name}")
                 for outcome in answers(subject.target, level, items, terms):
                     outcomes.append(outcome)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sparse MLA on the numbers of real models, for level accuracy.
+
+Scales of packed caches are whatever float32 numbers the tiles' largest values give: with powers of
+two a kernel that rounds scales to e8m0 passes unseen (sglang#22723). Lists are cut out of a context
+that is longer than they are, in no order, over pages in no order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from archkey.conformance.accuracy import AccuracyCase, RoundTrip
+from archkey.conformance.case import Maker
+from archkey.conformance.cases.distributions import (
+    ACTIVATIONS,
+    KINDS,
+    about_windows,
+    activations,
+    draw,
+    focus,
+)
+from archkey.conformance.cases.mla.values import DEEPSEEK_SCALE
+from archkey.conformance.cases.sparse_mla.pools import flavoured
+from archkey.conformance.cases.tensors import empty
+from archkey.formats.sparse_kv import empty_cache, load, packed, store
+
+__all__ = ["CASES"]
+
+_PAGE = 64
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A call of `sparse_mla_decode`, with one query a sequence, or of `sparse_mla_prefill`.
+
+    kind     of the numbers, see `distributions`
+    rows     query rows; k  entries of their lists
+    context  tokens that the lists select from: the first one, those that the row wants, others
+    """
+
+    kind: str
+    heads: int
+    rows: int
+    k: int
+    context: int
+    kv_format: str
+    decode: bool = True
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        name = flavoured(make, self.kv_format)
+        width = 576 if name == "bf16" else packed(name).head_dim
+        shape = self.rows, self.heads, width
+        q, keys, _ = draw(make, self.kind, shape, (self.context, 1), DEEPSEEK_SCALE)
+        cache, slots = _cache(make, keys[:, 0], name)
+        indices = slots[self._listed(make)].int()
+        q, call = q.bfloat16(), {"softmax_scale": DEEPSEEK_SCALE, "kv_format": name}
+        if self.decode:
+            rows = {"q": q.unsqueeze(1), "kv_cache": cache, "indices": indices.unsqueeze(1)}
+        else:
+            rows = {"q": q, "kv": cache.unsqueeze(2), "indices": indices}
+        return {**rows, **call, "return_lse": True}
+
+    def _listed(self, make: Maker) -> torch.Tensor:
+        """Positions `[rows, k]` in the context."""
+        lists = []
+        for row in range(self.rows):
+            wanted = focus(row, self.context) if self.kind == "windows of keys" else range(0)
+            first = make.tensor([0, *wanted], torch.int64).unique()
+            others = make.permutation(self.context, torch.int64)
+            chosen = torch.cat([first, others[~torch.isin(others, first)]])[: self.k]
+            lists.append(chosen[make.permutation(self.k, torch.int64)])
+        return torch.stack(lists)
+
+
+def _cache(make: Maker, keys: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The keys `[n, d]` in a cache `[blocks, 64, row]`, and their slots; other slots are NaN."""
+    n = len(keys)
+    blocks = -(-n * 5 // (4 * _PAGE))
+    slots = make.permutation(blocks * _PAGE, torch.int64)[:n]
+    if name == "bf16":
+        pool = empty(make, blocks * _PAGE, keys.shape[1], dtype=torch.bfloat16)
+        pool[slots] = keys.bfloat16()
+        return pool.view(blocks, _PAGE, -1), slots
+    layout = packed(name)
+    cache = empty_cache(layout, blocks, _PAGE, device=make.device)
+    if make.poisons:
+        cache.fill_(0xFF)
+    latent, rope = keys[:, : layout.nope_dim], keys[:, layout.nope_dim :]
+    mode = "pow2" if layout.planar else "fp32"
+    store(cache, slots, latent, rope if layout.rope_dim else None, layout, mode)
+    return cache, slots
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A call of `quantize_sparse_kv` for so many tokens, of numbers of `kind`."""
+
+    kind: str
+    tokens: int
+    kv_format: str = "fp8_v32"
+    scale_mode: str = "fp32"
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        name = flavoured(make, self.kv_format)
+        layout = packed(name)
+        rows = activations(make, self.kind, self.tokens, layout.head_dim).bfloat16()
+        blocks = -(-self.tokens * 5 // (4 * _PAGE))
+        cache = empty_cache(layout, blocks, _PAGE, device=make.device).fill_(0x35)
+        return {
+            "k_nope": rows[:, : layout.nope_dim],
+            "k_rope": rows[:, layout.nope_dim :] if layout.rope_dim else None,
+            "format": name,
+            "scale_mode": self.scale_mode,
+            "slot_mapping": make.permutation(blocks * _PAGE, torch.int64)[: self.tokens],
+            "out": cache,
+        }
+
+
+def _stored(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    """What stands in the cache at the slots of the call: `[T, head_dim]`."""
+    layout, cache = packed(inputs["format"]), outputs["out"]
+    return {"row": load(cache, inputs["slot_mapping"].long(), layout, dtype=torch.float64)}
+
+
+def _given(inputs: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    parts = [inputs[name] for name in ("k_nope", "k_rope") if inputs[name] is not None]
+    return {"row": torch.cat(parts, 1).double()}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A call of `dequantize_sparse_kv` on a cache of so many tokens, of numbers of `kind`."""
+
+    kind: str
+    tokens: int
+    kv_format: str = "fp8_v32"
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        """Keyword arguments."""
+        name = flavoured(make, self.kv_format)
+        rows = activations(make, self.kind, self.tokens, packed(name).head_dim)
+        cache, slots = _cache(make, rows, name)
+        return {"kv_cache": cache, "format": name, "slot_mapping": slots}
+
+
+_FORMATS = ("fp8_v32", "fp8_model1", "bf16", "fp8_v32_nope")
+_MARKED = ("near ties", "sink")
+"""Kinds of one mark for all: without a rope key it is FP8 codes of one scale, and their rounding to
+bfloat16, the same for all heads, is a bias that sound kernels have."""
+
+_MODES = (("fp8_v32", "fp32"), ("fp8_v32", "pow2"), ("fp8_v32_nope", "fp32"), ("fp8_model1", "pow2"))
+
+
+def _attention(call: Selected, **size: bool) -> AccuracyCase:
+    operator = "sparse_mla_decode" if call.decode else "sparse_mla_prefill"
+    label = f"{call.kv_format}, H={call.heads}, {call.rows} rows, k={call.k} of {call.context}"
+    about = about_windows(call.kind, call.context)
+    return AccuracyCase(operator, call.kind, label, call, about=about, **size)
+
+
+def _attentions() -> Iterator[AccuracyCase]:
+    """Every kind in the formats whose scales are float32, at 64 and 128 heads; others in turn."""
+    for decode in (True, False):
+        for i, kind in enumerate(KINDS):
+            for j, form in enumerate(_FORMATS[: 3 if kind in _MARKED else 4]):
+                both = form == "fp8_v32" and decode
+                for heads in (64, 128) if both else ((64, 128)[(i + j) % 2],):
+                    call = Selected(kind, heads, 2, 320, 4096, form, decode)
+                    yield _attention(call, edge=True)
+                    if form in ("fp8_v32", "bf16"):
+                        yield _attention(replace(call, rows=4, k=2048, context=8192))
+                        yield _attention(
+                            replace(call, rows=512, k=2048, context=65536), large=True
+                        )
+
+
+CASES = (
+    *_attentions(),
+    *(
+        AccuracyCase(
+            *("quantize_sparse_kv", kind, f"tokens=600, {form}, scales {mode}"),
+            Stored(kind, 600, form, mode),
+            edge=True,
+            round_trip=RoundTrip(_stored, _given),
+        )
+        for kind in ACTIVATIONS
+        for form, mode in _MODES
+    ),
+    *(
+        AccuracyCase(
+            *("dequantize_sparse_kv", kind, f"tokens=600, {form}"), Read(kind, 600, form), edge=True
+        )
+        for kind in ACTIVATIONS
+        for form, _ in _MODES[1:]
+    ),
+)
