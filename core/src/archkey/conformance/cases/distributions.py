@@ -18,7 +18,7 @@ trained model has, and what an error does to the output is known beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,16 +75,19 @@ def activations(make: Maker, kind: str, n: int, width: int) -> torch.Tensor:
 
 
 def focus(row: int, keys: int) -> range:
-    """The keys that query row `row` wants, of a sequence of so many."""
+    """The keys that query row `row` wants, of so many that are in its reach."""
     first = row % -(-keys // WINDOW) * WINDOW
     return range(first, min(first + WINDOW, keys))
 
 
-def about_windows(kind: str, keys: int) -> Callable[[int], str] | None:
-    """What a query row of `kind` wants, in words: "keys 256..511"; None if no keys of its own."""
+def about_windows(kind: str, keys: Sequence[int]) -> Callable[[int], str] | None:
+    """What a query row of `kind` wants, in words: "keys 256..511"; None if no keys of its own.
+
+    keys  that are in reach of each row
+    """
 
     def about(row: int) -> str:
-        wanted = focus(row, keys)
+        wanted = focus(row, keys[row])
         return f"keys {wanted.start}..{wanted.stop - 1}"
 
     return about if kind == "windows of keys" else None
@@ -97,6 +100,8 @@ def draw(
     keys: tuple[int, int],
     scale: float,
     width_v: int = 0,
+    row: int = 0,
+    seen: int = 0,
 ) -> Drawn:
     """Queries, keys and values of one sequence.
 
@@ -105,6 +110,8 @@ def draw(
     scale    softmax_scale: scores are `scale * q . k`
     width_v  of values; 0: a value is its key, as in a latent cache, and the marks are in its last
              64 columns, those of the rope key
+    row      number of the first query row in its call, which says what it wants
+    seen     keys, the first ones, that all of the rows see; 0: all keys
     """
     (n, heads, d), (m, kv_heads) = shape, keys
     marks = min(_MARKED, d // 4)
@@ -122,15 +129,22 @@ def draw(
     elif kind == "sink":
         v[0] *= 0.05
     k = k * channels
-    _mark(make, kind, q, k, marks, scale)
+    _mark(make, kind, q, k, marks, scale, range(row, row + n), seen or m)
     return Drawn(q, k, v * _channels(make, width_v) if width_v else k)
 
 
 def _mark(
-    make: Maker, kind: str, q: torch.Tensor, k: torch.Tensor, marks: int, scale: float
+    make: Maker,
+    kind: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    marks: int,
+    scale: float,
+    rows: range,
+    seen: int,
 ) -> None:
     """Raise the scores that `kind` raises: by a direction that those keys and queries share."""
-    n, heads, _ = q.shape
+    heads = q.shape[1]
     if kind == "near ties":
         k[..., -marks:] = _LOUD / marks**0.5
         q[..., -marks:] = _LEVEL / (scale * _LOUD * marks**0.5)
@@ -142,8 +156,8 @@ def _mark(
     elif kind == "windows of keys":
         each = _direction(make, -(-k.shape[0] // WINDOW), marks)
         k[..., -marks:] += _LOUD * each.repeat_interleave(WINDOW, 0)[: k.shape[0], None]
-        rows = torch.arange(n, device=q.device) % len(each)
-        q[..., -marks:] += _WANTED / (scale * _LOUD) * each[rows, None]
+        wanted = [focus(row, seen).start // WINDOW for row in rows]
+        q[..., -marks:] += _WANTED / (scale * _LOUD) * each[wanted, None]
 
 
 def _direction(make: Maker, n: int, width: int) -> torch.Tensor:

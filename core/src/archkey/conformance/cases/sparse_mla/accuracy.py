@@ -151,6 +151,9 @@ class Read:
 
 
 _FORMATS = ("fp8_v32", "fp8_model1", "bf16", "fp8_v32_nope")
+_WORST = ("outlier channels", "fp8_v32")
+"""As in sglang#22723, which was of one kernel for 64 heads and not of that for 128."""
+
 _MARKED = ("near ties", "sink")
 """Kinds of one mark for all: without a rope key it is FP8 codes of one scale, and their rounding to
 bfloat16, the same for all heads, is a bias that sound kernels have."""
@@ -161,28 +164,45 @@ _MODES = (("fp8_v32", "fp32"), ("fp8_v32", "pow2"), ("fp8_v32_nope", "fp32"), ("
 def _attention(call: Selected, **size: bool) -> AccuracyCase:
     operator = "sparse_mla_decode" if call.decode else "sparse_mla_prefill"
     label = f"{call.kv_format}, H={call.heads}, {call.rows} rows, k={call.k} of {call.context}"
-    about = about_windows(call.kind, call.context)
+    about = about_windows(call.kind, [call.context] * call.rows)
     return AccuracyCase(operator, call.kind, label, call, about=about, **size)
 
 
-def _attentions() -> Iterator[AccuracyCase]:
-    """Every kind in the formats whose scales are float32, at 64 and 128 heads; others in turn."""
-    for decode in (True, False):
-        for i, kind in enumerate(KINDS):
-            for j, form in enumerate(_FORMATS[: 3 if kind in _MARKED else 4]):
-                both = form == "fp8_v32" and decode
-                for heads in (64, 128) if both else ((64, 128)[(i + j) % 2],):
-                    call = Selected(kind, heads, 2, 320, 4096, form, decode)
-                    yield _attention(call, edge=True)
-                    if form in ("fp8_v32", "bf16"):
-                        yield _attention(replace(call, rows=4, k=2048, context=8192))
-                        yield _attention(
-                            replace(call, rows=512, k=2048, context=65536), large=True
-                        )
+# An interpreter has time for some. In all of them there are 64 heads and 128, and each format.
+_DECODES = (
+    *((kind, "fp8_v32", (64, 128)[i % 2]) for i, kind in enumerate(KINDS)),
+    ("outlier channels", "fp8_v32", 128),
+    ("outlier channels", "fp8_model1", 128),
+    ("windows of keys", "fp8_model1", 64),
+    ("outlier channels", "bf16", 64),
+    ("sink", "bf16", 128),
+    ("windows of keys", "fp8_v32_nope", 64),
+    ("sizes of tiles", "fp8_v32_nope", 128),
+)
+_PREFILLS = (
+    ("outlier channels", "fp8_v32", 64),
+    ("sink", "fp8_v32", 128),
+    ("windows of keys", "bf16", 64),
+    ("outlier channels", "bf16", 128),
+    ("sizes of tiles", "fp8_model1", 64),
+    ("outlier channels", "fp8_v32_nope", 128),
+)
+
+
+def _attentions(decode: bool) -> Iterator[AccuracyCase]:
+    for kind, form, heads in _DECODES if decode else _PREFILLS:
+        yield _attention(Selected(kind, heads, 2, 320, 2048, form, decode), edge=True)
+    for i, kind in enumerate(KINDS):
+        for j, form in enumerate(_FORMATS[: 3 if kind in _MARKED else 4]):
+            for heads in (64, 128) if (kind, form) == _WORST else ((64, 128)[(i + j) % 2],):
+                call = Selected(kind, heads, 4, 2048, 8192, form, decode)
+                yield _attention(call)
+                yield _attention(replace(call, rows=512, context=65536), large=True)
 
 
 CASES = (
-    *_attentions(),
+    *_attentions(decode=True),
+    *_attentions(decode=False),
     *(
         AccuracyCase(
             *("quantize_sparse_kv", kind, f"tokens=600, {form}, scales {mode}"),
