@@ -39,7 +39,16 @@ from archkey.conformance.judge import Fault, Measured
 from archkey.conformance.tolerances import LOGARITHMS
 from archkey.ops import Operator
 
-__all__ = ["COLUMNS", "AccuracyCase", "Gauge", "RoundTrip", "Statistic", "statistics", "told"]
+__all__ = [
+    "COLUMNS",
+    "AccuracyCase",
+    "Gauge",
+    "RoundTrip",
+    "Statistic",
+    "recorded",
+    "statistics",
+    "told",
+]
 
 COLUMNS = 64
 """Columns of an output that are counted together: the smallest tile with a scale of its own."""
@@ -104,6 +113,15 @@ def told(failed: Sequence[Statistic]) -> str:
     """What is over its limit, the worst first: `bias of out over a window (rows 0..3) 7.4e-03 ..`."""
     ranked = sorted(failed, key=lambda one: one.value / one.limit, reverse=True)
     return "; ".join(f"{one.told} {one.value:.1e} > {one.limit:.1e}" for one in ranked)
+
+
+def recorded(one: Statistic) -> dict[str, Any]:
+    """As it stands in a record: three digits, and an infinite value as the text "inf"."""
+    found: dict[str, Any] = one._asdict()
+    for name in ("value", "best"):
+        value = found[name]
+        found[name] = float(f"{value:.2e}") if value < float("inf") else "inf"
+    return found
 
 
 class Gauge:

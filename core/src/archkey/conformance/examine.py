@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from archkey.conformance import contract
-from archkey.conformance.accuracy import AccuracyCase, Gauge, told
+from archkey.conformance.accuracy import AccuracyCase, Gauge, recorded, told
 from archkey.conformance.card import compare
 from archkey.conformance.case import Case
 from archkey.conformance.cases import accuracy_of, cases_of, random_of
@@ -182,7 +182,7 @@ def _accuracy(session: Session, item: Item, options: Options) -> Outcome:
     if failed := [one for one in gauge.statistics if not one.passed]:
         reason = f"{case.model}: {told(failed)}"
     place = "device" if session.device.source != "pretend" else "interpreter"
-    details = {"ran on": place, "statistics": [one._asdict() for one in gauge.statistics]}
+    details = {"ran on": place, "statistics": [recorded(one) for one in gauge.statistics]}
     return Outcome(item, outcome.outcome, outcome.error, outcome.tolerance, reason, details)
 
 

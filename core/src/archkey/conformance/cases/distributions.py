@@ -12,7 +12,7 @@ trained model has, and what an error does to the output is known beforehand.
 | outlier channels | heavy tails; every 97th channel is 12 times as large | spread by 1.5 |
 | near ties | values have a mean, as large as they spread | 12, spread by 0.05 |
 | sink | the first has a twentieth of the others' values | of the first 2 to 10 more, by head |
-| windows of keys | each window of 256 has a direction of its own | row i wants window i: 9 more |
+| windows of keys | each window of 256 has a direction of its own | row i wants window i: 8 more |
 | sizes of tiles | every 64 columns of a key another size, by up to 3000; some are zero | spread by 1 |
 """
 
@@ -45,9 +45,9 @@ WINDOW = 256
 
 _SPREAD = {"outlier channels": 1.5, "near ties": 0.05}  # of scores; 1 for the others
 _MARKED = 64  # of a key's last columns: they carry what raises its score (MLA: the rope key)
-_LOUD = 8.0  # size of a mark, next to a key's other numbers
+_LOUD = 24.0  # size of a mark, next to a key's other numbers
 _LEVEL = 12.0
-_WANTED = 9.0
+_WANTED = 8.0
 
 
 class Drawn(NamedTuple):

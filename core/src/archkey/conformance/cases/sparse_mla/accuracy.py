@@ -154,9 +154,9 @@ _FORMATS = ("fp8_v32", "fp8_model1", "bf16", "fp8_v32_nope")
 _WORST = ("outlier channels", "fp8_v32")
 """As in sglang#22723, which was of one kernel for 64 heads and not of that for 128."""
 
-_MARKED = ("near ties", "sink")
-"""Kinds of one mark for all: without a rope key it is FP8 codes of one scale, and their rounding to
-bfloat16, the same for all heads, is a bias that sound kernels have."""
+_MARKED = ("near ties", "sink", "windows of keys")
+"""Kinds that raise scores by a mark in the rope key. Without one the mark is FP8 codes of one scale,
+and their rounding to bfloat16, the same for all heads, is a bias that sound kernels have."""
 
 _MODES = (("fp8_v32", "fp32"), ("fp8_v32", "pow2"), ("fp8_v32_nope", "fp32"), ("fp8_model1", "pow2"))
 
@@ -176,7 +176,7 @@ _DECODES = (
     ("windows of keys", "fp8_model1", 64),
     ("outlier channels", "bf16", 64),
     ("sink", "bf16", 128),
-    ("windows of keys", "fp8_v32_nope", 64),
+    ("outlier channels", "fp8_v32_nope", 64),
     ("sizes of tiles", "fp8_v32_nope", 128),
 )
 _PREFILLS = (
