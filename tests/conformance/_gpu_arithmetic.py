@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention as sound kernels on a GPU compute it, in plain torch, and the losses that they may hide.
+"""Attention as sound kernels on a GPU compute it, in plain torch, and what others lose.
 
 Keys come out of their cache in bfloat16, once rounded; weights are rounded to it, sums are float32.
 A `Loss` is one step of that, done worse.

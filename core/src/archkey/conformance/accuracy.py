@@ -110,7 +110,7 @@ class Statistic(NamedTuple):
 
 
 def told(failed: Sequence[Statistic]) -> str:
-    """What is over its limit, the worst first: `bias of out over a window (rows 0..3) 7.4e-03 ..`."""
+    """What is over its limit, the worst first: `bias of out over a row (row 3) 7e-03 > ..`."""
     ranked = sorted(failed, key=lambda one: one.value / one.limit, reverse=True)
     return "; ".join(f"{one.told} {one.value:.1e} > {one.limit:.1e}" for one in ranked)
 
@@ -143,7 +143,7 @@ class Gauge:
         exact = dict(zip(operator.outputs, truth, strict=True))
         best = {name: exact[name].to(out.dtype) for name, out in found.items()}
         if trip := self._case.round_trip:
-            found, best = trip.decode(named, found), trip.decode(named, best)
+            found, best = dict(trip.decode(named, found)), dict(trip.decode(named, best))
             exact = dict(trip.exact(named))
         storage = storage_of(named)
         self.statistics = [
@@ -206,7 +206,9 @@ def statistics(
 
 def _same_places(got: torch.Tensor, want: torch.Tensor) -> bool:
     """Whether all that is not a number or infinite is so in both."""
-    same = torch.where(want.isfinite(), got.isfinite(), (got == want) | (got.isnan() & want.isnan()))
+    same = torch.where(
+        want.isfinite(), got.isfinite(), (got == want) | (got.isnan() & want.isnan())
+    )
     return got.shape == want.shape and bool(same.all())
 
 

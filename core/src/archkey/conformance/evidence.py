@@ -100,11 +100,14 @@ def standings(session: Session, kernel: Kernel, known: Records) -> dict[Level, S
     for _, record in known:
         for level, found in standing(record, kernel.operator, kernel.id, code).items():
             before = best.get(level)
-            # What counts goes before what does not; of two that count alike, the later one.
-            rank = (not found.stale, found.date)
-            if before is None or rank >= (not before.stale, before.date):
+            if before is None or _rank(found) >= _rank(before):
                 best[level] = found
     return best
+
+
+def _rank(found: Standing) -> tuple[bool, bool, str]:
+    """What counts goes before what does not, then a card before a CPU, then the later one."""
+    return not found.stale, found.device is not None, found.date
 
 
 def highest(found: Mapping[Level, Standing]) -> Standing | None:

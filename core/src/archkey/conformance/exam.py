@@ -139,9 +139,7 @@ def ahead(subject: Subject, level: Level, items: Iterable[Item]) -> list[Item]:
     Random ones go first, as each is several problems. Not for level emulated: there every core has
     a worker, which compiles for itself.
     """
-    on_card = level is Level.DEVICE or (
-        level is Level.ACCURACY and not interprets(subject.target, level)
-    )
+    on_card = level in (Level.DEVICE, Level.ACCURACY) and not interprets(subject.target, level)
     if not on_card or subject.session.device.target.triton_backend is None:
         return []
     compiled = {

@@ -95,7 +95,7 @@ class Measured(NamedTuple):
 Measure = Callable[
     [Operator, Sequence[Any], Mapping[str, torch.Tensor], Sequence[Any]], list[Measured]
 ]
-"""Errors of a launch: from its operator, its inputs, its outputs by name, and the truth in order."""
+"""Errors of a launch: of its operator, its inputs, its outputs by name, and the truth in order."""
 
 
 def by_distance(level: str) -> Measure:

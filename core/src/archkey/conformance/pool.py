@@ -44,9 +44,11 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
 
 
 def built(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
-    """Those of `items`, all of a level on the card, whose kernels are compiled: the card's worker loads.
+    """Those of `items` whose kernels are compiled: the card's worker loads them.
 
     What cannot be is left to that worker, all of it where no process can be started.
+
+    level  of all `items`, one that runs on the card
     """
     with TemporaryDirectory(prefix="archkey-ahead-") as claims, suppress(OSError):
         start = partial(Worker, target, level, terms, ahead=claims)
@@ -58,7 +60,7 @@ def _on_card(target: str, level: Level) -> bool:
     """Whether workers would share an accelerator."""
     if level not in (Level.DEVICE, Level.ACCURACY) or Target.parse(target).platform == "cpu":
         return False
-    return level is Level.DEVICE or not interprets(target, level)
+    return not interprets(target, level)
 
 
 def _may_be_stuck(outcome: Outcome) -> bool:

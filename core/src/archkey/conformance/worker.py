@@ -42,7 +42,7 @@ def open_for(target: str, level: str, *, ahead: bool = False) -> Session:
 
 
 def device_of(target: str, level: str) -> Device | None:
-    """The card that levels device and accuracy run on, or for level emulated its simulator, or None.
+    """The card of levels device and accuracy, or for level emulated its simulator; None without.
 
     A vendor's own simulator goes before the emulator that archkey has.
     """

@@ -13,7 +13,7 @@ trained model has, and what an error does to the output is known beforehand.
 | near ties | values have a mean, as large as they spread | 12, spread by 0.05 |
 | sink | the first has a twentieth of the others' values | of the first 2 to 10 more, by head |
 | windows of keys | each window of 256 has a direction of its own | row i wants window i: 8 more |
-| sizes of tiles | every 64 columns of a key another size, by up to 3000; some are zero | spread by 1 |
+| sizes of tiles | each 64 columns of a key another size, by up to 3000; or zero | spread by 1 |
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _mark(
     elif kind == "windows of keys":
         each = _direction(make, -(-k.shape[0] // WINDOW), marks)
         k[..., -marks:] += _LOUD * each.repeat_interleave(WINDOW, 0)[: k.shape[0], None]
-        wanted = [focus(row, seen).start // WINDOW for row in rows]
-        q[..., -marks:] += _WANTED / (scale * _LOUD) * each[wanted, None]
+        windows = [focus(row, seen).start // WINDOW for row in rows]
+        q[..., -marks:] += _WANTED / (scale * _LOUD) * each[windows, None]
 
 
 def _direction(make: Maker, n: int, width: int) -> torch.Tensor:

@@ -43,17 +43,17 @@ _CACHES: tuple[tuple[str, tuple[float | None, ...]], ...] = (
 
 
 # An interpreter has time for the first of these, and for them with FP8 alone.
-_SIZES: tuple[tuple[tuple[tuple[int, int], ...], dict[str, bool]], ...] = (
-    (((1, 300), (3, 290)), {"edge": True}),
-    (((1, 8192), (7, 2048)), {}),
-    (((1, 8192), (1, 4001)) * 128 + ((256, 4096),), {"large": True}),
+_SIZES: tuple[tuple[str, tuple[tuple[int, int], ...]], ...] = (
+    ("interpreter", ((1, 300), (3, 290))),
+    ("cpu", ((1, 8192), (7, 2048))),
+    ("card", ((1, 8192), (1, 4001)) * 128 + ((256, 4096),)),
 )
 
 
 def _cases() -> Iterator[AccuracyCase]:
     for i, kind in enumerate(KINDS):
         for cache, descales in _CACHES:
-            for lengths, size in _SIZES if cache else _SIZES[1:]:
+            for size, lengths in _SIZES if cache else _SIZES[1:]:
                 heads = (64, 128)[i % 2]
                 keys = [n for _, n in lengths]
                 label = f"{cache or 'bf16'} cache, H={heads}, {sum(q for q, _ in lengths)} queries"
@@ -66,7 +66,8 @@ def _cases() -> Iterator[AccuracyCase]:
                     f"{label}, kv {min(keys)}-{max(keys)}",
                     call,
                     about=about_windows(kind, [n - q + 1 for q, n in lengths for _ in range(q)]),
-                    **size,
+                    edge=size == "interpreter",
+                    large=size == "card",
                 )
 
 

@@ -41,13 +41,14 @@ CASES = tuple(
         kind,
         f"{tokens} tokens, N={width}, bf16",
         RealNorm(kind, tokens, width, residual),
-        **size,
+        edge=size == "interpreter",
+        large=size == "card",
     )
     for residual in (False, True)
     for kind in ACTIVATIONS
-    for tokens, width, size in (
-        (260, 1024, {"edge": True}),
-        (600, 7168, {}),
-        (8192, 7168, {"large": True}),
+    for size, tokens, width in (
+        ("interpreter", 260, 1024),
+        ("cpu", 600, 7168),
+        ("card", 8192, 7168),
     )
 )

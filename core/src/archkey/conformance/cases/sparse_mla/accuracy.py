@@ -155,17 +155,22 @@ _WORST = ("outlier channels", "fp8_v32")
 """As in sglang#22723, which was of one kernel for 64 heads and not of that for 128."""
 
 _MARKED = ("near ties", "sink", "windows of keys")
-"""Kinds that raise scores by a mark in the rope key. Without one the mark is FP8 codes of one scale,
-and their rounding to bfloat16, the same for all heads, is a bias that sound kernels have."""
+"""Kinds that raise scores by a mark in the rope key. Without one it is FP8 codes of one scale, and
+their rounding to bfloat16, the same for all heads, is a bias that sound kernels have."""
 
-_MODES = (("fp8_v32", "fp32"), ("fp8_v32", "pow2"), ("fp8_v32_nope", "fp32"), ("fp8_model1", "pow2"))
+_MODES = (
+    ("fp8_v32", "fp32"),
+    ("fp8_v32", "pow2"),
+    ("fp8_v32_nope", "fp32"),
+    ("fp8_model1", "pow2"),
+)
 
 
-def _attention(call: Selected, **size: bool) -> AccuracyCase:
+def _attention(call: Selected, *, edge: bool = False, large: bool = False) -> AccuracyCase:
     operator = "sparse_mla_decode" if call.decode else "sparse_mla_prefill"
     label = f"{call.kv_format}, H={call.heads}, {call.rows} rows, k={call.k} of {call.context}"
     about = about_windows(call.kind, [call.context] * call.rows)
-    return AccuracyCase(operator, call.kind, label, call, about=about, **size)
+    return AccuracyCase(operator, call.kind, label, call, edge, large, about=about)
 
 
 # An interpreter has time for some. In all of them there are 64 heads and 128, and each format.
