@@ -12,7 +12,7 @@ from archkey.conformance.accuracy import Statistic, statistics
 from archkey.conformance.accuracy_limits import TABLE, Limit, limit, storage_of
 from archkey.conformance.tolerances import ANY
 
-LIMIT = Limit(ANY, ANY, ANY, 1e-2, 1e-3, 3e-2, "")
+LIMIT = Limit(ANY, ANY, ANY, 1e-2, 1e-3, 1.5e-2, "")
 ROWS, HEADS, WIDTH = 600, 3, 128
 
 
@@ -118,7 +118,7 @@ def test_logarithms() -> None:
     want[300] = -torch.inf
     assert all(one.passed for one in counted(want.float(), want, "lse"))
     out = want.float()
-    out[400, 2] += 0.04
+    out[400, 2] += 0.06
     (told,) = [one.told for one in counted(out, want, "lse") if not one.passed]
     assert told == "error of lse over a row (row 400)"
     out = want.float()

@@ -7,14 +7,14 @@ codes and scales that are stored (the truth), and that result rounded once to th
 
     noise      ||out - truth|| / ||truth||, less that of the best, as squares
     bias       <out, truth> / <truth, truth> - 1, less that of the best: by so much out is too large
-    error      of a logarithm: |out - truth|, and as its bias the mean of out - truth; natural units
+    error      of a logarithm: out - truth in natural units; its bias is the mean of that
 
 Rounding goes either way, so in thousands of numbers no bias is left of it where the noise stays.
 That tells a loss from arithmetic: scales that are cut off to bfloat16 make a noise like that of any
 kernel, and all of them are too small.
 
 Noise and bias are those of each head of each query row; of many of them, which count alike however
-large they are, the root mean square and the mean.
+large they are, the root mean square and the mean; of errors of logarithms alike.
 
 | over    | holds                                          | tells                               |
 |---------|------------------------------------------------|-------------------------------------|
@@ -186,8 +186,13 @@ def statistics(
         off = torch.where(want.isfinite(), got - want, 0.0).reshape(got.shape[0], -1)
         part = _Part(name, len(off), about)
         zero = torch.zeros(())
-        yield part.worst("error", "row", off.abs().amax(1), zero, most.error)
-        means = torch.stack([rows.mean() for rows in off.split(WINDOW)]).abs()
+        windows = off.split(WINDOW)
+        for over, means in (
+            ("row", off.square().mean(1)),
+            ("head", torch.stack([rows.square().mean(0) for rows in windows])),
+        ):
+            yield part.worst("error", over, means.sqrt(), zero, most.error * OVER[over][0])
+        means = torch.stack([rows.mean() for rows in windows]).abs()
         yield part.worst("bias", "window", means, zero, most.error * LOG_BIAS)
         return
     shape = (-1, 1, want.shape[-1]) if want.ndim < 3 else (-1, *want.shape[-2:])
