@@ -13,6 +13,7 @@ from tests.conformance import _gpu_arithmetic as gpu
 from tests.conformance._wrong import REFERENCE, Wrong, given, put_in_place
 
 import archkey
+from archkey.conformance import exam, pool
 from archkey.conformance.accuracy import AccuracyCase
 from archkey.conformance.cases import accuracy_of
 from archkey.conformance.cases.distributions import KINDS
@@ -197,3 +198,14 @@ def test_what_every_family_has() -> None:
     for name, operator in OPERATORS.items():
         names = [case.name for case in accuracy_of(operator)]
         assert len(set(names)) == len(names), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", **named([cases("mla_decode")[0], cases("rmsnorm")[0]]))
+def test_our_bodies_interpreted(case: AccuracyCase) -> None:
+    """Without a card a Triton body is interpreted, and its outcome says so."""
+    items, _ = exam.questions(exam.find("cuda_sm90"), Level.ACCURACY, [case.operator])
+    (item,) = [item for item in items if item.case == case.name]
+    (outcome,) = pool.answers("cuda_sm90", Level.ACCURACY, [item], pool.Terms(1, 300.0, 1, 0))
+    assert outcome.outcome == "passed", outcome.reason
+    assert outcome.details["ran on"] == "interpreter"

@@ -53,7 +53,7 @@ class Limit(NamedTuple):
 
 
 OVER: Mapping[str, tuple[float, float]] = {
-    "row": (1.0, 1.5),
+    "row": (1.5, 2.5),
     "window": (1.0, 1.0),
     "head": (4.0, 0.0),
     "columns": (2.0, 2.0),
@@ -65,7 +65,7 @@ to bfloat16 is a bias of up to 0.002, which is of another sign in the next head.
 """
 
 LOG_BIAS = 0.2
-"""The mean error of a window's logarithms, next to the root mean square that is allowed in a row."""
+"""The mean error of a window's logarithms, next to the root mean square that a row may have."""
 
 _ROUNDED = "codes times a scale are rounded to 8 bits, and weights next to 1: half an ulp is 0.002"
 _EXACT = "codes and their scale fit into 8 bits; weights next to 1 are rounded to them"

@@ -182,9 +182,10 @@ def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[s
 
 def _sizes(subject: Subject, kernel: Kernel, full: bool) -> Callable[[Case], bool]:
     """Which cases of level accuracy are asked: what there is time for where `kernel` would run."""
-    if full or (subject.target != DEFAULT and not interprets(subject.target, Level.ACCURACY)):
+    device = device_of(subject.target, Level.ACCURACY)
+    if full or (device is not None and device.torch_kind != "cpu"):
         return lambda case: True
-    if subject.target != DEFAULT and has_triton(kernel):
+    if device is None and has_triton(kernel):
         return lambda case: case.edge
     return lambda case: not case.large
 

@@ -13,7 +13,7 @@ trained model has, and what an error does to the output is known beforehand.
 | near ties | values have a mean, as large as they spread | 12, spread by 0.05 |
 | sink | the first has a twentieth of the others' values | of the first 2 to 10 more, by head |
 | windows of keys | each window of 256 has a direction of its own | row i wants window i: 8 more |
-| sizes of tiles | each 64 columns of a key another size, by up to 3000; or zero | spread by 1 |
+| sizes of tiles | each 64 columns of a key another size, by up to 3000; or zero | spread by 0.7 |
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ ACTIVATIONS = ("outlier channels", "sizes of tiles", "sizes of rows")
 WINDOW = 256
 """Keys, and query rows, that errors are counted over together."""
 
-_SPREAD = {"outlier channels": 1.5, "near ties": 0.05}  # of scores; 1 for the others
+_SPREAD = {"outlier channels": 1.5, "near ties": 0.05, "sizes of tiles": 0.7}
+"""Of scores; 1 for the others."""
+
 _MARKED = 64  # of a key's last columns: they carry what raises its score (MLA: the rope key)
 _LOUD = 24.0  # size of a mark, next to a key's other numbers
 _LEVEL = 12.0
