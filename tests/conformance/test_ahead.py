@@ -148,7 +148,7 @@ def test_the_cards_worker_compiles_nothing_any_more(bench: Bench) -> None:
     bench.install("build")
     items = exam.ahead(bench.subject, Level.DEVICE, bench.items())
     assert items[0].case == RANDOM
-    assert set(pool.built(TARGET, items, terms())) == set(items)
+    assert set(pool.built(TARGET, Level.DEVICE, items, terms())) == set(items)
     before = bench.compiled()
     assert len(before) > 1
     outcomes = list(pool.answers(TARGET, Level.DEVICE, items, terms()))
@@ -161,7 +161,7 @@ def test_a_problem_is_built_once(bench: Bench) -> None:
     """By the worker that comes to it first."""
     bench.install("build")
     items = [item for item in bench.items() if item.case != RANDOM]
-    assert set(pool.built(TARGET, items, terms())) == set(items)
+    assert set(pool.built(TARGET, Level.DEVICE, items, terms())) == set(items)
     assert 1 < len(bench.built()) < len(items)
     assert set(bench.built().values()) == {1}
 
@@ -196,7 +196,7 @@ def test_it_pretends_to_be_the_card_that_is_here(bench: Bench) -> None:
 def test_a_compiler_that_crashes_changes_no_result(bench: Bench) -> None:
     bench.install("crash")
     items = exam.ahead(bench.subject, Level.DEVICE, bench.items())
-    assert set(pool.built(TARGET, items, terms())) == set(items)
+    assert set(pool.built(TARGET, Level.DEVICE, items, terms())) == set(items)
     assert not bench.compiled()
     outcomes = list(pool.answers(TARGET, Level.DEVICE, items[:4], terms()))
     assert "passed" in {row.outcome for row in outcomes} <= {"passed", "skipped"}
@@ -208,7 +208,7 @@ def test_where_no_process_can_be_started_the_worker_compiles(monkeypatch: Any) -
 
     monkeypatch.setattr(pool, "Worker", refuse)
     item = Item("device", "rmsnorm", "rocm_gfx942:triton", "eps")
-    assert list(pool.built(TARGET, [item], terms())) == []
+    assert list(pool.built(TARGET, Level.DEVICE, [item], terms())) == []
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from tests.core._fakes import World, hook, kernels
 
 from archkey import locate
 from archkey.cli import cli
-from archkey.conformance import exam, pool, record
+from archkey.conformance import exam, pool, record, worker
 from archkey.conformance.levels import ALL, Item, Level, Outcome
 from archkey.conformance.worker import open_for
 from archkey.errors import PluginError, UnknownName
@@ -64,6 +64,47 @@ def test_the_document(own_folder: Path) -> None:
 
 
 COUNTS = ("passed", "failed", "skipped")
+
+
+def test_accuracy_is_shown_and_kept_with_its_statistics(own_folder: Path) -> None:
+    """Where it ran, the worst of each count in a table, all of them in the document."""
+    options = ("--level", "accuracy", "--operator", "dequantize_sparse_kv", "--jobs", "1")
+    result = check("cpu", *options)
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert "dequantize_sparse_kv cpu:torch, on: device" in shown
+    assert "noise of out" in shown
+    assert "bias of out" in shown
+    document = json.loads(check("cpu", "--json", *options).stdout)
+    rows = document["levels"]["accuracy"]["cases"]
+    assert rows
+    for row in rows:
+        assert row["details"]["ran on"] == "device"
+        counts = {(one["name"], one["over"]) for one in row["details"]["statistics"]}
+        assert {("noise", "row"), ("bias", "window"), ("bias", "columns")} <= counts
+        assert all(one["value"] <= one["limit"] for one in row["details"]["statistics"])
+
+
+def test_accuracy_runs_where_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card all sizes; without one what an interpreter has time for, and torch more."""
+    cpu, _ = exam.questions(exam.find("cpu"), Level.ACCURACY, ["mla_decode"])
+    items, rows = exam.questions(exam.find("cuda_sm90"), Level.ACCURACY, ["mla_decode"])
+    full, _ = exam.questions(exam.find("cuda_sm90"), Level.ACCURACY, ["mla_decode"], full=True)
+    assert {item.kernel for item in items} == {"cuda_sm90:triton"}
+    assert {item.case for item in items} < {item.case for item in cpu}
+    assert {item.case for item in cpu} < {item.case for item in full}
+    reasons = {row.item.kernel: row.reason for row in rows}
+    assert reasons["cpu:torch"] == "the torch reference itself: see `archkey check cpu`"
+    assert worker.interprets("cuda_sm90", Level.ACCURACY)
+    assert not worker.interprets("cpu", Level.ACCURACY)
+
+    card = Device(Target.parse("cuda_sm90"), 0, "H200", "nvml")
+    monkeypatch.setattr(locate, "probe", lambda pretend: Probe((card,), ()))
+    assert not worker.interprets("cuda_sm90", Level.ACCURACY)
+    assert worker.device_of("cuda_sm90", Level.ACCURACY) is card
+    assert pool._on_card("cuda_sm90", Level.ACCURACY)
+    _, rows = exam.questions(exam.find("cuda_sm90"), Level.ACCURACY, ["kda_gate"])
+    assert {row.reason for row in rows} == {"kda_gate has no cases of accuracy"}
 
 
 def test_a_whole_exam_is_recorded(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

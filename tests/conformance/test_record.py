@@ -154,6 +154,33 @@ def test_the_highest_level_is_the_last_that_holds() -> None:
     assert best.level is Level.COMPILED
 
 
+def test_accuracy_is_no_step_of_the_ladder() -> None:
+    """It says how well, not where: it neither raises the level nor, failed, lowers it."""
+    good, bad = level(outcome("passed")), level(outcome("failed"))
+    for accuracy in (good, bad):
+        found = standing(document(compiled=good, accuracy=accuracy), *KEY, "code")
+        best = evidence.highest(found)
+        assert best is not None
+        assert best.level is Level.COMPILED
+        assert found[Level.ACCURACY].holds is (accuracy is good)
+    assert evidence.highest(standing(document(accuracy=good), *KEY, "code")) is None
+
+
+def test_a_laptop_does_not_undo_a_cards_accuracy(tmp_path: Path) -> None:
+    """Not of the same code; what has changed is another matter."""
+    path = tmp_path / "evidence.json"
+    card, away = level(outcome("passed")) | {"device": {"name": "H200"}}, {"device": None}
+    evidence.keep(path, "cuda_sm90", {"accuracy": card})
+    evidence.keep(path, "cuda_sm90", {"accuracy": level(outcome("passed")) | away})
+    found = read(path)
+    assert found is not None
+    assert found["levels"]["accuracy"]["device"] == {"name": "H200"}
+    evidence.keep(path, "cuda_sm90", {"accuracy": level(outcome("passed"), code="changed") | away})
+    found = read(path)
+    assert found is not None
+    assert not found["levels"]["accuracy"].get("device")
+
+
 def test_another_kernel_has_no_standing() -> None:
     assert standing(document(device=level(outcome("passed"))), "rmsnorm", "x:y", "code") == {}
 

@@ -147,6 +147,38 @@ def products_in_order() -> Iterator[None]:
         interpreter.np = numpy
 
 
+@contextmanager
+def rounded_to_nearest() -> Iterator[None]:
+    """Within it, Triton's interpreter rounds float32 to bfloat16 to nearest even, as GPUs do.
+
+    By itself it cuts the last 16 bits off, and all that it writes is too small.
+    """
+    import numpy
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    usual = interpreter._convert_float
+
+    def convert(data: Any, source: Any, to: Any, mode: Any) -> Any:
+        if source == tl.bfloat16 and to == tl.float32:  # exact either way; this way takes no time
+            return data.view(numpy.uint16).astype(numpy.uint32) << 16
+        if source != tl.float32 or to != tl.bfloat16:
+            return usual(data, source, to, mode)
+        values = numpy.ascontiguousarray(data).view(numpy.float32)
+        bits = values.view(numpy.uint32)
+        up = (bits >> 16) & 1
+        rounded = (bits + (up + 0x7FFF)) >> 16
+        special = ~numpy.isfinite(values)  # a NaN may have nothing but low bits
+        kept = (bits >> 16) | numpy.where(numpy.isnan(values), 0x40, 0)
+        return numpy.where(special, kept, rounded).astype(numpy.uint16).reshape(data.shape)
+
+    interpreter._convert_float = convert
+    try:
+        yield
+    finally:
+        interpreter._convert_float = usual
+
+
 def _interpreted(program: Program) -> Launch:
     """Raises Unsupported for Gluon: the next kernel of the operator is taken then."""
     if getattr(program.body, "is_gluon", bool)():

@@ -57,8 +57,9 @@ def command(
 ) -> None:
     """Examine the kernels of a TARGET, or of one PLUGIN such as cuda_sm90.acme, level by level.
 
-    Levels: contract, compiled, interpreted, emulated, device. What cannot run here is skipped, with
-    the reason, and never counts as passed. Cases run in processes of their own; progress goes to
+    Levels: contract, compiled, interpreted, emulated, device; and accuracy, which says how well a
+    kernel computes, on the card or else on the CPU. What cannot run here is skipped, with the
+    reason, and never counts as passed. Cases run in processes of their own; progress goes to
     stderr. The outcome is kept in an evidence record, which `archkey coverage` reads: levels that
     did not run now stay in it as they were. An exam of some operators only is not recorded.
 
@@ -66,7 +67,7 @@ def command(
 
     \b
     archkey check rocm_gfx950
-    archkey check cuda_sm90 --level device
+    archkey check cuda_sm90 --level device --level accuracy
     archkey check cuda_sm90.acme --operator rmsnorm --level interpreted --full
     archkey check acme_x1 --json | jq '.levels.interpreted.cases[] | select(.outcome == "failed")'
     """
@@ -123,7 +124,7 @@ def _hold(
         for level, (items, answered) in asked.items():
             outcomes = list(answered)
             try:
-                for item in built(subject.target, ahead[level], terms):
+                for item in built(subject.target, level, ahead[level], terms):
                     step(f"compiled for {item.name}")
                 for outcome in answers(subject.target, level, items, terms):
                     outcomes.append(outcome)
@@ -176,7 +177,7 @@ def _failed(document: dict[str, Any], asked: tuple[str, ...]) -> bool:
 def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
     from rich.text import Text
 
-    from archkey.cli import render
+    from archkey.cli import accuracy, render
 
     console = render.open_console()
     levels: dict[str, Any] = document["levels"]
@@ -192,6 +193,8 @@ def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
             ]
             table.append([f"  {kernel}", *cells])
     render.table(console, ("kernel", *levels), table)
+    if Level.ACCURACY.value in levels:
+        accuracy.show(console, levels[Level.ACCURACY.value]["cases"])
     for (level, reason), count in Counter(
         (level, row["reason"]) for level, row in rows if row["outcome"] == "skipped"
     ).items():

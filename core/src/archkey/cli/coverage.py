@@ -11,6 +11,7 @@ import click
 import archkey
 from archkey.cli.output import emit, json_option
 from archkey.conformance import evidence
+from archkey.conformance.levels import Level
 from archkey.errors import RecordError
 from archkey.explain import short_name
 from archkey.plugins import installed_targets
@@ -42,6 +43,7 @@ class Row(TypedDict):
     """What an operator's first example gets on a target; `kernel` is None if nothing serves it.
 
     level     the highest that was passed, and the evidence for it
+    accuracy  where level accuracy was passed: "device", "interpreter"; "none" if it was not
     problems  why a recorded level does not count: it failed, was cut off, or the code has changed
     """
 
@@ -50,6 +52,7 @@ class Row(TypedDict):
     kernel: str | None
     level: str
     degraded: bool
+    accuracy: str
     evidence: Evidence | None
     problems: list[str]
 
@@ -66,7 +69,8 @@ def command(targets: tuple[str, ...], markdown: bool, as_json: bool) -> None:
     Targets are those of the installed plugins, and the cpu. Judged by the first example problem of
     each operator. Degraded means that the kernel was made for another target: the torch reference.
     The level is the highest that is on record as passed, by the plugins' own records or by yours
-    (`archkey check`), for the code that is installed; "none" where there is no such record.
+    (`archkey check`), for the code that is installed; "none" where there is no such record. Level
+    accuracy is none of these steps and is counted beside them.
 
     \b
     archkey coverage
@@ -102,6 +106,7 @@ def _cover(key: str) -> Iterator[Row]:
                 kernel=decision.chosen.id if decision.chosen else None,
                 level=best.level.value if best else NOT_RUN,
                 degraded=decision.degraded,
+                accuracy=_accuracy(found.get(Level.ACCURACY)),
                 evidence=_evidence(best) if best else None,
                 problems=[*remarks, *filter(None, map(_problem, found.values()))],
             )
@@ -113,6 +118,12 @@ def _records(session: archkey.Session) -> tuple[evidence.Records, list[str]]:
         return evidence.records(session), []
     except RecordError as error:
         return [], [str(error)]
+
+
+def _accuracy(found: Standing | None) -> str:
+    if found is None or not found.holds:
+        return NOT_RUN
+    return "device" if found.device else "interpreter"
 
 
 def _evidence(best: Standing) -> Evidence:
@@ -185,7 +196,7 @@ def _show(rows: list[Row]) -> None:
     wide = console.width >= render.WIDE
     headings = [target if wide else target.replace("_", "\n", 1) for target in targets]
     render.table(console, ("operator", *headings), lines)
-    counts = ("made for it", "degraded", "no kernel", "checked")
+    counts = ("made for it", "degraded", "no kernel", "checked", "accurate")
     totals: list[list[render.Cell]] = [
         [Text(target, "bold"), *_count(rows, target)] for target in targets
     ]
@@ -214,9 +225,10 @@ def _short(row: Row) -> str:
 
 
 def _count(rows: list[Row], target: str) -> tuple[str, ...]:
-    """Operators of `target`: kernel made for it, degraded, none at all; with a check on record."""
+    """Operators of `target`: kernel made for it, degraded, none; checked; of accuracy checked."""
     mine = [row for row in rows if row["target"] == target]
     degraded = sum(row["degraded"] for row in mine)
     without = sum(row["kernel"] is None for row in mine)
     checked = sum(row["level"] != NOT_RUN for row in mine)
-    return tuple(map(str, (len(mine) - degraded - without, degraded, without, checked)))
+    accurate = sum(row["accuracy"] != NOT_RUN for row in mine)
+    return tuple(map(str, (len(mine) - degraded - without, degraded, without, checked, accurate)))

@@ -13,7 +13,7 @@ from typing import Any
 import filelock
 
 from archkey._files import data_path
-from archkey.conformance.levels import Level
+from archkey.conformance.levels import LADDER, Level
 from archkey.conformance.record import Standing, new, read, standing, write
 from archkey.conformance.sources import digest
 from archkey.errors import RecordError
@@ -39,8 +39,8 @@ def own_path(subject: str) -> Path:
 def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
     """Put `levels` into the record at `path`; its other levels stay.
 
-    So does one that was run before and could not be run now: a laptop does not undo what a card's
-    owner found.
+    So does one that was run before and could not be run now, or could be only without the card: a
+    laptop does not undo what a card's owner found of the same code.
     """
     with filelock.FileLock(_lock(path)):
         record = read(path) or new(target)
@@ -50,10 +50,18 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
                 "choose another file with --output"
             )
         before = record["levels"]
-        run = {n: new for n, new in levels.items() if _ran(new) or not _ran(before.get(n, {}))}
+        run = {n: new for n, new in levels.items() if _counts_more(new, before.get(n, {}))}
         merged = {**before, **run}
         record["levels"] = {name: merged[name] for name in _ORDER if name in merged}
         write(path, record)
+
+
+def _counts_more(new: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a level goes in the place of what is recorded of it."""
+    if not _ran(new) or not _ran(before):
+        return not _ran(before)
+    lost = before.get("device") is not None and new.get("device") is None
+    return not lost or new["sources"] != before["sources"]
 
 
 def _ran(level: Mapping[str, Any]) -> bool:
@@ -92,14 +100,17 @@ def standings(session: Session, kernel: Kernel, known: Records) -> dict[Level, S
     for _, record in known:
         for level, found in standing(record, kernel.operator, kernel.id, code).items():
             before = best.get(level)
-            # What counts goes before what does not; of two that count alike, the later one.
-            rank = (not found.stale, found.date)
-            if before is None or rank >= (not before.stale, before.date):
+            if before is None or _rank(found) >= _rank(before):
                 best[level] = found
     return best
 
 
+def _rank(found: Standing) -> tuple[bool, bool, str]:
+    """What counts goes before what does not, then a card before a CPU, then the later one."""
+    return not found.stale, found.device is not None, found.date
+
+
 def highest(found: Mapping[Level, Standing]) -> Standing | None:
     """The highest level that was passed."""
-    passed = [found[level] for level in Level if level in found and found[level].holds]
+    passed = [found[level] for level in LADDER if level in found and found[level].holds]
     return passed[-1] if passed else None

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from archkey.capabilities import VOCABULARY
 from archkey.conformance.card import STATED
-from archkey.conformance.cases import cases_of
+from archkey.conformance.case import Case
+from archkey.conformance.cases import accuracy_of, cases_of
 from archkey.conformance.contract import FUNCTION, refusals
 from archkey.conformance.emulation.device import Emulated
 from archkey.conformance.examine import BUILDER, CAPABILITIES, EXAMPLE, LOGIC, REFUSES
 from archkey.conformance.levels import ALL, RANDOM, Item, Level, Outcome
 from archkey.conformance.sources import digest, has_triton, imports
-from archkey.conformance.worker import device_of, open_for
+from archkey.conformance.worker import device_of, interprets, open_for
 from archkey.errors import PluginError, UnknownName, nearest
 from archkey.kernel import Kernel
 from archkey.plugins import DEFAULT, Plugin, State, discover
@@ -127,7 +128,8 @@ def questions(
             cases = _cases(subject, level, kernel, full)
             items += [Item(level.value, name, kernel.id, case) for case in cases]
             if not cases:
-                answered.append(_skipped(level, name, kernel.id, f"{name} has no cases"))
+                what = "cases of accuracy" if level is Level.ACCURACY else "cases"
+                answered.append(_skipped(level, name, kernel.id, f"{name} has no {what}"))
     return items, answered
 
 
@@ -137,7 +139,8 @@ def ahead(subject: Subject, level: Level, items: Iterable[Item]) -> list[Item]:
     Random ones go first, as each is several problems. Not for level emulated: there every core has
     a worker, which compiles for itself.
     """
-    if level is not Level.DEVICE or subject.session.device.target.triton_backend is None:
+    on_card = level in (Level.DEVICE, Level.ACCURACY) and not interprets(subject.target, level)
+    if not on_card or subject.session.device.target.triton_backend is None:
         return []
     compiled = {
         (name, kernel.id)
@@ -169,9 +172,22 @@ def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[s
         return [BUILDER, *examples]
     if level is Level.COMPILED:
         return examples
+    if level is Level.ACCURACY:
+        sizes = _sizes(subject, kernel, full)
+        return [case.name for case in accuracy_of(operator) if sizes(case)]
     small = level in (Level.INTERPRETED, Level.EMULATED) and not full
     cases = [case.name for case in cases_of(operator) if case.edge or not small]
     return [*cases, RANDOM] if operator.cases else cases
+
+
+def _sizes(subject: Subject, kernel: Kernel, full: bool) -> Callable[[Case], bool]:
+    """Which cases of level accuracy are asked: what there is time for where `kernel` would run."""
+    device = device_of(subject.target, Level.ACCURACY)
+    if full or (device is not None and device.torch_kind != "cpu"):
+        return lambda case: True
+    if device is None and has_triton(kernel):
+        return lambda case: case.edge
+    return lambda case: not case.large
 
 
 def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> str:
@@ -185,7 +201,7 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> 
         if "triton" not in uses:
             return "no Triton body: nothing to compile"
         return _no_compiler(subject.session.device.target)
-    if level is Level.INTERPRETED:
+    if level is Level.INTERPRETED or interprets(subject.target, level):
         if subject.target == DEFAULT:
             return "here the CPU is the device: see level device"
         if kernel.plugin == DEFAULT:
@@ -200,7 +216,7 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> 
         if "triton" not in uses:
             return "no Triton body: nothing to emulate"
         return _no_compiler(subject.session.device.target) or _missing("numpy")
-    if level in (Level.EMULATED, Level.DEVICE):
+    if level in (Level.EMULATED, Level.DEVICE, Level.ACCURACY):
         needs_compiler = "triton" in uses and subject.target != DEFAULT
         return _no_compiler(subject.session.device.target) if needs_compiler else ""
     return ""

@@ -7,13 +7,15 @@ wrong kernel may take its process with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from archkey.conformance import contract
+from archkey.conformance.accuracy import AccuracyCase, Gauge, recorded, told
 from archkey.conformance.card import compare
 from archkey.conformance.case import Case
-from archkey.conformance.cases import cases_of, random_of
+from archkey.conformance.cases import accuracy_of, cases_of, random_of
 from archkey.conformance.implications import contradictions, disagreements
 from archkey.conformance.judge import Result, judge
 from archkey.conformance.levels import RANDOM, Item, Level, Outcome
@@ -23,10 +25,13 @@ from archkey.conformance.refusal import refused
 from archkey.errors import UnknownName, Unsupported, describe
 from archkey.explain import fence_text
 from archkey.kernel import Kernel
+from archkey.launch import interpreting, rounded_to_nearest
 from archkey.session import Session
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
+
+C = TypeVar("C", bound=Case)
 
 __all__ = [
     "BUILDER",
@@ -69,6 +74,8 @@ def examine(
             return _contract(session, item)
         if item.level == Level.COMPILED:
             return _compiled(session, item)
+        if item.level == Level.ACCURACY:
+            return _accuracy(session, item, options)
         return _numbers(session, item, options, begin)
     except (Exception, SystemExit) as error:
         return Outcome(item, "failed", reason=describe(error))
@@ -165,9 +172,40 @@ def _numbers(
     return _outcome(item, run(case_of(session, item)))
 
 
+def _accuracy(session: Session, item: Item, options: Options) -> Outcome:
+    """The statistics of one case; where it ran stands beside them."""
+    case = accuracy_case_of(session, item)
+    gauge = Gauge(case)
+    # Cut off, each result of the interpreter would be a quarter of a percent too small.
+    rounding = rounded_to_nearest() if interpreting() else nullcontext()
+    with rounding:
+        result = judge(
+            session, case, options.seed, kernel=item.kernel, level=item.level, measure=gauge
+        )
+    outcome = _outcome(item, result)
+    if outcome.outcome == "skipped":
+        return outcome
+    reason = outcome.reason
+    if failed := [one for one in gauge.statistics if not one.passed]:
+        reason = f"{case.model}: {told(failed)}"
+    place = "device" if session.device.source != "pretend" else "interpreter"
+    details = {"ran on": place, "statistics": [recorded(one) for one in gauge.statistics]}
+    return Outcome(item, outcome.outcome, outcome.error, outcome.tolerance, reason, details)
+
+
 def case_of(session: Session, item: Item) -> Case:
     """The listed case that `item` asks for."""
-    cases = cases_of(session.operators[item.operator])
+    if item.level == Level.ACCURACY:
+        return accuracy_case_of(session, item)
+    return _named(item, cases_of(session.operators[item.operator]))
+
+
+def accuracy_case_of(session: Session, item: Item) -> AccuracyCase:
+    """The listed case of level accuracy that `item` asks for."""
+    return _named(item, accuracy_of(session.operators[item.operator]))
+
+
+def _named(item: Item, cases: Sequence[C]) -> C:
     for case in cases:
         if case.name == item.case:
             return case

@@ -9,7 +9,7 @@ kernel runs on copies between poisoned guards, with outputs that start as NaN.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +29,11 @@ from archkey.selection import Decision
 from archkey.session import Session
 
 __all__ = [
+    "Fault",
+    "Measure",
+    "Measured",
     "Result",
+    "by_distance",
     "implementation_of",
     "judge",
     "maker_of",
@@ -69,7 +73,7 @@ class Result:
 
 
 class Measured(NamedTuple):
-    """An error, the most that is allowed, and the output that it is of."""
+    """An error, the most that is allowed, and what it is of: an output, or a statistic of one."""
 
     error: float
     allowed: float
@@ -80,6 +84,39 @@ class Measured(NamedTuple):
         """Whether it is allowed."""
         return self.error <= self.allowed
 
+    @property
+    def share(self) -> float:
+        """How much of what is allowed it takes; where nothing is, all or nothing."""
+        if self.allowed:
+            return self.error / self.allowed
+        return float("inf") if self.error else 0.0
+
+
+Measure = Callable[
+    [Operator, Sequence[Any], Mapping[str, torch.Tensor], Sequence[Any]], list[Measured]
+]
+"""Errors of a launch: of its operator, its inputs, its outputs by name, and the truth in order."""
+
+
+def by_distance(level: str) -> Measure:
+    """One error an output, as `tolerances` says for the exam's `level`."""
+
+    def measure(
+        operator: Operator,
+        inputs: Sequence[Any],
+        found: Mapping[str, torch.Tensor],
+        truth: Sequence[Any],
+    ) -> list[Measured]:
+        source, measured = source_of(inputs), []
+        for name, want in zip(operator.outputs, truth, strict=True):
+            if name in found:
+                out = found[name]
+                allowed = bound(operator.name, name, out.dtype, level, source).value
+                measured.append(Measured(distance(out, want, name), allowed, name))
+        return measured
+
+    return measure
+
 
 class Fault(Exception):
     """A kernel did what no kernel may do, whatever its numbers are."""
@@ -88,9 +125,9 @@ class Fault(Exception):
 class _Tap:
     """Stands in for a session during one call, and keeps what the kernel reads and writes."""
 
-    def __init__(self, session: Session, kernel: str | None, level: str, runs: int) -> None:
+    def __init__(self, session: Session, kernel: str | None, measure: Measure, runs: int) -> None:
         self._session = session
-        self._kernel, self._level, self._runs = kernel, level, runs
+        self._kernel, self._measure, self._runs = kernel, measure, runs
         self.decision: Decision | None = None
         self.seconds = 0.0
         self.errors: list[Measured] = []
@@ -110,11 +147,9 @@ class _Tap:
             outputs = arguments[len(operator.inputs) :]
             truth = truth_of(operator, inputs)
             found = self.found = self._run(operator, plan.run, arguments)
-            source = source_of(inputs)
-            for name, out, want in zip(operator.outputs, outputs, truth, strict=True):
+            self.errors += self._measure(operator, inputs, found, truth)
+            for name, out in zip(operator.outputs, outputs, strict=True):
                 if out is not None:
-                    allowed = bound(operator.name, name, out.dtype, self._level, source).value
-                    self.errors.append(Measured(distance(found[name], want, name), allowed, name))
                     out.copy_(found[name])
 
         return tapped
@@ -156,14 +191,16 @@ def judge(
     kernel: str | None = None,
     level: str = "device",
     runs: int = 1,
+    measure: Measure | None = None,
 ) -> Result:
     """Run `case` on `session`. An exception is a result that did not pass, with its reason.
 
     kernel  the id of the kernel to judge; default: the one that `session` would choose
     level   the exam's level, which tolerances depend on
     runs    how often the kernel runs on the same inputs; the bits must not differ
+    measure  how errors are counted; default: by the distance of `tolerances`
     """
-    tap = _Tap(session, kernel, level, runs)
+    tap = _Tap(session, kernel, measure or by_distance(level), runs)
     error, allowed, reason, passed, skipped = float("inf"), 0.0, "", False, False
     try:
         inputs = case.inputs(maker_of(session, seed))
@@ -179,8 +216,8 @@ def judge(
                 measured = [Measured(0.0, 0.0, "nothing to compute")]
             elif case.again and all(one.passed for one in measured):
                 measured = _again(tap, implementation, case.again(maker_of(session, seed)))
-        # The output that is worst for what it may be; exact ones count as 0 or infinitely bad.
-        error, allowed, reason = max(measured, key=lambda one: (one.error > one.allowed, one.error))
+        # The one that is worst for what it may be.
+        error, allowed, reason = max(measured, key=lambda one: one.share)
         passed = all(one.passed for one in measured)
     except Exception as failure:  # a kernel may raise anything, and the next case still runs
         reason = f"{type(failure).__name__}: {failure}"

@@ -8,6 +8,11 @@
 | interpreted | Triton's interpreter, against the float64 reference | CPU |
 | emulated | the target's own code, instruction by instruction, against the reference | CPU |
 | device | the real card, against the reference, twice for the same bits | the card |
+| accuracy | numbers as real models have them; statistics of the errors | the card, or a CPU |
+
+The first five are a ladder, `LADDER`: how near to the hardware a kernel has been run. Accuracy is
+none of its steps. It says how well a kernel computes, on the card if that is here, or else as level
+interpreted does, and each of its outcomes says where.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from typing import Any, NamedTuple
 
 from archkey.errors import UnknownName
 
-__all__ = ["ALL", "RANDOM", "Item", "Level", "Outcome", "parse_levels"]
+__all__ = ["ALL", "LADDER", "RANDOM", "Item", "Level", "Outcome", "parse_levels"]
 
 ALL = "all cases"
 """The case of the one outcome that stands for a level which was not run for a kernel."""
@@ -30,17 +35,22 @@ RANDOM = "random"
 
 
 class Level(str, Enum):
-    """How far a check goes, weakest first."""
+    """How far a check goes, weakest first, and after these how well."""
 
     CONTRACT = "contract"
     COMPILED = "compiled"
     INTERPRETED = "interpreted"
     EMULATED = "emulated"
     DEVICE = "device"
+    ACCURACY = "accuracy"
+
+
+LADDER = tuple(level for level in Level if level is not Level.ACCURACY)
+"""The levels of which one is the highest that a kernel has passed, weakest first."""
 
 
 def parse_levels(names: Iterable[str]) -> tuple[Level, ...]:
-    """The levels called `names`, weakest first; all for none."""
+    """The levels called `names`, in their order; all for none."""
     wanted = set(names)
     known = [level.value for level in Level]
     for name in wanted:
@@ -71,7 +81,8 @@ class Outcome:
     error      of the worst output, None where nothing was measured
     tolerance  what was allowed for it
     reason     why it failed or was skipped; of a passed case the output that `error` is of
-    details    what else was found: registers, spills, problems drawn
+    details    what else was found: registers, spills, problems drawn; at level accuracy where it
+               ran and the statistics, see `archkey.conformance.accuracy`
     """
 
     item: Item

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from archkey._process import Ended, Process, Stopped, ask_all
 from archkey.conformance.levels import Item, Level, Outcome
+from archkey.conformance.worker import interprets
 from archkey.target import Target
 
 __all__ = ["Terms", "Worker", "answers", "built"]
@@ -42,20 +43,24 @@ def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> I
     return ask_all(items, start, terms.jobs)
 
 
-def built(target: str, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
-    """Those of `items`, all of level device, whose kernels are compiled: the card's worker loads.
+def built(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
+    """Those of `items` whose kernels are compiled: the card's worker loads them.
 
     What cannot be is left to that worker, all of it where no process can be started.
+
+    level  of all `items`, one that runs on the card
     """
     with TemporaryDirectory(prefix="archkey-ahead-") as claims, suppress(OSError):
-        start = partial(Worker, target, Level.DEVICE, terms, ahead=claims)
+        start = partial(Worker, target, level, terms, ahead=claims)
         for outcome in ask_all(items, start, terms.jobs):
             yield outcome.item
 
 
 def _on_card(target: str, level: Level) -> bool:
     """Whether workers would share an accelerator."""
-    return level is Level.DEVICE and Target.parse(target).platform != "cpu"
+    if level not in (Level.DEVICE, Level.ACCURACY) or Target.parse(target).platform == "cpu":
+        return False
+    return not interprets(target, level)
 
 
 def _may_be_stuck(outcome: Outcome) -> bool:
@@ -79,7 +84,7 @@ class Worker:
         options |= {"examples": str(terms.examples), "seed": str(terms.seed)}
         options |= {"ahead": ahead} if ahead else {}
         environment = {
-            "TRITON_INTERPRET": "1" if level is Level.INTERPRETED else "0",
+            "TRITON_INTERPRET": "1" if interprets(target, level) and not ahead else "0",
             # Triton announces that its default will change; archkey states its own.
             "TRITON_DEFAULT_FP_FUSION": "1",
         }

@@ -24,7 +24,7 @@ from archkey.session import Session
 from archkey.settings import settings
 from archkey.target import Target
 
-__all__ = ["device_of", "main", "open_for"]
+__all__ = ["device_of", "interprets", "main", "open_for"]
 
 
 def open_for(target: str, level: str, *, ahead: bool = False) -> Session:
@@ -42,17 +42,23 @@ def open_for(target: str, level: str, *, ahead: bool = False) -> Session:
 
 
 def device_of(target: str, level: str) -> Device | None:
-    """The card that level device runs on, or for level emulated its simulator; None without.
+    """The card of levels device and accuracy, or for level emulated its simulator; None without.
 
     A vendor's own simulator goes before the emulator that archkey has.
     """
-    if level not in (Level.DEVICE, Level.EMULATED):
+    if level not in (Level.DEVICE, Level.ACCURACY, Level.EMULATED):
         return None
     for device in devices():
         real = device.source != "pretend" and device.target.key == target
         if real and device.simulated == (level == Level.EMULATED):
             return device
     return emulated(target) if level == Level.EMULATED else None
+
+
+def interprets(target: str, level: str) -> bool:
+    """Whether Triton's interpreter stands in for the device at `level`."""
+    absent = level == Level.ACCURACY and device_of(target, level) is None
+    return level == Level.INTERPRETED or absent
 
 
 def main() -> None:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from archkey.conformance.accuracy import AccuracyCase
 from archkey.conformance.case import Case, Maker
+from archkey.conformance.cases.distributions import ACTIVATIONS, activations
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-__all__ = ["CASES", "random"]
+__all__ = ["ACCURACY", "CASES", "random"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,25 @@ class _Call:
             x = make.far(x)
         out = {"out": x[:, : self.width]} if self.in_place else {}
         return {"x": x, "limit": self.limit, **out}
+
+
+@dataclass(frozen=True)
+class _Real:
+    """A call on numbers of `kind`, as real models have them."""
+
+    kind: str
+    tokens: int
+    width: int
+
+    def __call__(self, make: Maker) -> Mapping[str, Any]:
+        x = activations(make, self.kind, self.tokens, 2 * self.width)
+        return {"x": x.to(torch.bfloat16), "limit": None}
+
+
+ACCURACY = tuple(
+    AccuracyCase("kestrel_swiglu", kind, "T=300, N=512", _Real(kind, 300, 512), edge=True)
+    for kind in ACTIVATIONS
+)
 
 
 def _case(model: str, call: _Call, edge: bool = False) -> Case:

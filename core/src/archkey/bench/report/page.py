@@ -14,7 +14,7 @@ from typing import Any
 from archkey.bench import numbers
 from archkey.bench.report import bars, marks
 from archkey.bench.report.model import VERDICTS, View, view
-from archkey.conformance.levels import Level
+from archkey.conformance.levels import LADDER
 from archkey.errors import ArchkeyError
 
 __all__ = ["render"]
@@ -64,7 +64,7 @@ def render(document: Mapping[str, Any]) -> str:
         families=_families(found),
         bars=bars,
         marks=marks,
-        levels=[level.value for level in Level],
+        levels=[level.value for level in LADDER],
         glyphs=GLYPHS,
         states=STATES,
         css=markupsafe.Markup((FOLDER / "page.css").read_text("utf-8")),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases, found through their operator: `Operator.cases` names a module, a vendor's own too.
 
-The module has `CASES`, a tuple of `Case`, and may have `random(operator, size)`, which gives a
-hypothesis strategy of Cases.
+The module has `CASES`, a tuple of `Case`. It may have `ACCURACY`, a tuple of `AccuracyCase` for
+level accuracy, and `random(operator, size)`, which gives a hypothesis strategy of Cases.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from archkey.errors import PluginError, describe
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
+    from archkey.conformance.accuracy import AccuracyCase
     from archkey.ops import Operator
 
-__all__ = ["cases_of", "random_of"]
+__all__ = ["accuracy_of", "cases_of", "random_of"]
 
 
 def cases_of(operator: Operator) -> tuple[Case, ...]:
@@ -27,6 +28,12 @@ def cases_of(operator: Operator) -> tuple[Case, ...]:
         return ()
     module = _module(operator)
     return tuple(case for case in module.CASES if case.operator == operator.name)
+
+
+def accuracy_of(operator: Operator) -> tuple[AccuracyCase, ...]:
+    """The cases of level accuracy of `operator`; none if its module has none."""
+    module = _module(operator) if operator.cases else None
+    return tuple(c for c in getattr(module, "ACCURACY", ()) if c.operator == operator.name)
 
 
 def random_of(operator: Operator, size: int = 1) -> SearchStrategy[Case] | None:

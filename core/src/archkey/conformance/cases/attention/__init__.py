@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.attention import edges, invariant, models, table_edges
+from archkey.conformance.cases.attention import accuracy, edges, invariant, models, table_edges
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from archkey.conformance.case import Case
 
-__all__ = ["CASES", "random"]
+__all__ = ["ACCURACY", "CASES", "random"]
 
+ACCURACY = accuracy.CASES
 CASES = (*models.CASES, *edges.CASES, *invariant.CASES, *table_edges.CASES)
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.sparse_mla import edges, models
+from archkey.conformance.cases.sparse_mla import accuracy, edges, models
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from archkey.conformance.case import Case
 
-__all__ = ["CASES", "random"]
+__all__ = ["ACCURACY", "CASES", "random"]
 
+ACCURACY = accuracy.CASES
 CASES = (*models.CASES, *edges.CASES)
 
 
