@@ -53,9 +53,11 @@ def install() -> None:
     """
     here = sys.modules[__name__]
     for name in _NAMES:
-        if sys.modules.get(name, here) is not here:
+        found = sys.modules.get(name, here)
+        if found is not here:
+            where = getattr(found, "__file__", None) or "a file of no name"
             raise ArchkeyError(
-                f"{name} is imported already, from {sys.modules[name].__file__}; call "
+                f"{name} is imported already, from {where}; call "
                 "archkey.integrations.flash_mla.install() before anything imports it"
             )
     sys.modules.update(dict.fromkeys(_NAMES, here))

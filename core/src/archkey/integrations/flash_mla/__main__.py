@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m archkey.integrations.flash_mla SCRIPT [ARG...]`: a script with archkey as `flash_mla`."""
+"""`python -m archkey.integrations.flash_mla SCRIPT [ARG...]`: it imports archkey as `flash_mla`."""
 
 from __future__ import annotations
 

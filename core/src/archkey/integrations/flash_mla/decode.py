@@ -109,7 +109,9 @@ def flash_mla_with_kvcache(
     packed = k_cache.element_size() == 1
     if packed != is_fp8_kvcache:
         expected = "true for a packed cache" if packed else f"false for {k_cache.dtype}"
-        raise ArgumentValueError(f"{_OP}: is_fp8_kvcache must be {expected}, found {is_fp8_kvcache}")
+        raise ArgumentValueError(
+            f"{_OP}: is_fp8_kvcache must be {expected}, found {is_fp8_kvcache}"
+        )
     if indices is None:
         only_sparse = {
             "is_fp8_kvcache": is_fp8_kvcache or None,

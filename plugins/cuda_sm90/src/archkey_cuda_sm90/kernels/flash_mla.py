@@ -111,7 +111,7 @@ def build_mla_decode(problem: MlaDecodeProblem, build: Build) -> Run:
                 lse.fill_(-math.inf)
             return
         result, theirs = library.with_kvcache(
-            _near(q), kv_cache.unsqueeze(2), block_table, cache_seqlens.contiguous(),
+            _near(q), kv_cache.unsqueeze(2), block_table, cache_seqlens,
             _WIDTH, library.metadata()[0], None, softmax_scale, causal,
         )  # fmt: skip
         out.copy_(result[..., :head_dim_v])
