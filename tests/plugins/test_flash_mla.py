@@ -121,9 +121,7 @@ def test_caches_without_a_block(session: archkey.Session) -> None:
             session.sparse_mla_decode(q, bytes_, lists, kv_format="fp8_v32", **scale),
             session.sparse_mla_prefill(q[:, 0], q[:0, 0, 0], lists[:, 0], **scale),
             *(
-                session.mla_decode(
-                    q, q.new_empty(n, 64, 576), lists[:, 0, :m], lengths, **scale
-                )
+                session.mla_decode(q, q.new_empty(n, 64, 576), lists[:, 0, :m], lengths, **scale)
                 for n, m in ((0, 3), (2, 0))
             ),
         ]
