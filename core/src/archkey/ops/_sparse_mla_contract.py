@@ -66,6 +66,11 @@ class SparseMlaDecodeProblem(NamedTuple):
     batch_invariant: bool = False
     operator: str = "sparse_mla_decode"
 
+    @property
+    def caches(self) -> str:
+        """The format of each cache: "fp8_model1", or "fp8_model1 + fp8_model1" for two."""
+        return f"{self.kv_format} + {self.kv_format}" if self.extra_topk else self.kv_format
+
 
 class QuantizeSparseKvProblem(NamedTuple):
     """Latent and rope rows into the slots of a packed FP8 cache.
