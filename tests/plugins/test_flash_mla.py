@@ -166,8 +166,8 @@ def test_nothing_waits_for_the_device(
               out, lse)  # fmt: skip
         packed = torch.empty(9, 64, 584, dtype=torch.uint8)
         decode(new(3, 2, 16, 512), packed, ints(3, 2, 70), ints(6), sinks, packed, ints(3, 2, 33),
-               ints(3), 0.1, 512, "fp8_model1", out, lse)  # fmt: skip
-        prefill(new(6, 16, 576), cache, ints(6, 70), ints(6), sinks, 0.1, 512, "bf16",
+               ints(3), 0.1, 512, "fp8_model1", False, out, lse)  # fmt: skip
+        prefill(new(6, 16, 576), cache, ints(6, 70), ints(6), sinks, 0.1, 512, "bf16", False,
                 new(6, 16, 512), lse, lse)  # fmt: skip
 
 

@@ -70,6 +70,7 @@ _LATENT = at_most("head_dim_v", 512, "the width of its results")
 _SPARSE = (
     is_("out_dtype", "bfloat16", "results are rounded to it"),
     at_most("heads", 128, "its kernels have 64 heads or 128"),
+    is_("batch_invariant", False, "lists are split by how many there are"),
     _LATENT,
     _BY_TMA,
 )

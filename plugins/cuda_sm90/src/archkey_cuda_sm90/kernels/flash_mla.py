@@ -137,6 +137,7 @@ def build_sparse_mla_decode(problem: SparseMlaDecodeProblem, build: Build) -> Ru
         softmax_scale: float,
         head_dim_v: int,
         kv_format: str,
+        batch_invariant: bool,
         out: torch.Tensor,
         lse: torch.Tensor | None,
     ) -> None:
@@ -172,6 +173,7 @@ def build_sparse_mla_prefill(problem: SparseMlaPrefillProblem, build: Build) -> 
         softmax_scale: float,
         head_dim_v: int,
         kv_format: str,
+        batch_invariant: bool,
         out: torch.Tensor,
         max_logits: torch.Tensor | None,
         lse: torch.Tensor | None,
