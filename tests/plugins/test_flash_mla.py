@@ -129,13 +129,13 @@ def test_caches_without_a_block(session: archkey.Session) -> None:
         assert bool((out == 0).all()) and all(bool((s == -math.inf).all()) for s in stats)
 
 
-def empty_decode(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def empty_decode(q: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor]:
     batch, q_len, heads, _ = q.shape
     lse = q.new_empty(batch, heads, q_len, dtype=torch.float32)
     return q.new_empty(batch, q_len, heads, 512), lse
 
 
-def empty_prefill(q: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def empty_prefill(q: Tensor, *arguments: Any, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
     stat = q.new_empty(q.shape[:2], dtype=torch.float32)
     return q.new_empty(*q.shape[:2], 512), stat, stat
 

@@ -111,9 +111,15 @@ def build_mla_decode(problem: MlaDecodeProblem, build: Build) -> Run:
                 lse.fill_(-math.inf)
             return
         result, theirs = library.with_kvcache(
-            _near(q), kv_cache.unsqueeze(2), block_table, cache_seqlens,
-            _WIDTH, library.metadata()[0], None, softmax_scale, causal,
-        )  # fmt: skip
+            _near(q),
+            kv_cache.unsqueeze(2),
+            block_table,
+            cache_seqlens,
+            head_dim_v=_WIDTH,
+            tile_scheduler_metadata=library.metadata()[0],
+            softmax_scale=softmax_scale,
+            causal=causal,
+        )
         out.copy_(result[..., :head_dim_v])
         _write_lse(theirs.transpose(1, 2).flatten(0, 1), lse)
 
@@ -150,10 +156,21 @@ def build_sparse_mla_decode(problem: SparseMlaDecodeProblem, build: Build) -> Ru
                 extra_indices, extra_topk_length, extra_kv_cache, _DECODE_K
             )
         result, theirs = library.with_kvcache(
-            queries, _pages(kv_cache, layout), None, None, _WIDTH, library.metadata()[0], None,
-            softmax_scale, False, True, lists, sinks, extra, extra_lists,
-            length if skips else None, extra_length if skips else None,
-        )  # fmt: skip
+            queries,
+            _pages(kv_cache, layout),
+            block_table=None,
+            cache_seqlens=None,
+            head_dim_v=_WIDTH,
+            tile_scheduler_metadata=library.metadata()[0],
+            softmax_scale=softmax_scale,
+            is_fp8_kvcache=True,
+            indices=lists,
+            attn_sink=sinks,
+            extra_k_cache=extra,
+            extra_indices_in_kvcache=extra_lists,
+            topk_length=length if skips else None,
+            extra_topk_length=extra_length if skips else None,
+        )
         out.copy_(result[..., :heads, :head_dim_v])
         _write_lse(theirs.transpose(1, 2).flatten(0, 1)[:, :heads], lse)
 
@@ -182,7 +199,13 @@ def build_sparse_mla_prefill(problem: SparseMlaPrefillProblem, build: Build) -> 
         lists, length = _lists(indices.unsqueeze(1), topk_length, kv, _PREFILL_K)
         flat = _near(kv.squeeze(1) if kv.shape[1] == 1 else kv.flatten(0, 1))
         result, most, theirs = library.sparse_fwd(
-            queries, flat.unsqueeze(1), lists, softmax_scale, _WIDTH, sinks, length
+            queries,
+            flat.unsqueeze(1),
+            lists,
+            softmax_scale,
+            _WIDTH,
+            attn_sink=sinks,
+            topk_length=length,
         )
         out.copy_(result[:, :heads, :head_dim_v])
         if max_logits is not None:
