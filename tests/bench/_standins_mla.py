@@ -23,6 +23,18 @@ def _theirs(lse: Tensor) -> Tensor:
     return lse.masked_fill(lse == -math.inf, math.inf)
 
 
+def _check_pool(cache, indices, length, batch):
+    """Strides and slots that the kernel takes: of what is outside it masks -1 alone."""
+    slots = cache.shape[0] * cache.shape[1]
+    assert cache.stride(1) == cache.shape[3] and max(cache.stride()) < 2**31
+    assert indices.shape[-1] % 64 == 0 and cache.dtype == torch.uint8
+    if length is not None:
+        assert length.shape == (batch,) and length.is_contiguous()
+        behind = torch.arange(indices.shape[-1]) >= length[:, None, None]
+        indices = indices.masked_fill(behind, -1)
+    assert bool(((indices >= -1) & (indices < slots)).all()) and slots > 0
+
+
 # fmt: off
 def with_kvcache(
     q, k_cache, block_table, cache_seqlens, head_dim_v, tile_scheduler_metadata, num_splits=None,
@@ -41,9 +53,15 @@ def with_kvcache(
             block_table.shape[1] * 64, None, None, softmax_scale, 512, causal, -1)
     else:
         assert is_fp8_kvcache and not causal and heads in (64, 128)
-        assert indices.shape[-1] % 64 == 0 and bool((indices >= -1).all())
-        extra = None if extra_k_cache is None else extra_k_cache.squeeze(2)
         kv_format = {656: "fp8_v32", 584: "fp8_model1"}[k_cache.shape[3]]
+        _check_pool(k_cache, indices, topk_length, batch)
+        if kv_format == "fp8_v32":  # what its kernel for Hopper asserts
+            assert topk_length is None and extra_k_cache is None
+        if extra_k_cache is None:
+            assert extra_indices_in_kvcache is None and extra_topk_length is None
+        else:
+            _check_pool(extra_k_cache, extra_indices_in_kvcache, extra_topk_length, batch)
+        extra = None if extra_k_cache is None else extra_k_cache.squeeze(2)
         out, lse = sparse_mla.sparse_mla_decode(
             q, k_cache.squeeze(2), indices, topk_length, attn_sink, extra,
             extra_indices_in_kvcache, extra_topk_length, softmax_scale, 512, kv_format)
@@ -53,7 +71,8 @@ def with_kvcache(
 
 def sparse_fwd(q, kv, indices, sm_scale, d_v=512, attn_sink=None, topk_length=None):
     assert kv.shape[1] == indices.shape[1] == 1 and q.shape[1] in (64, 128)
-    assert indices.shape[2] % 128 == 0
+    assert indices.shape[2] % 128 == 0 and kv.dim() == 3 and d_v == 512
+    assert max(*q.stride(), *kv.stride()) < 2**31
     out, most, lse = sparse_mla.sparse_mla_prefill(
         q, kv, indices.squeeze(1), topk_length, attn_sink, sm_scale, d_v, "bf16")
     return out.to(q.dtype), most, _theirs(lse)

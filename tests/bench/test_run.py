@@ -11,13 +11,16 @@ from tests.bench import _small
 
 from archkey._process import Ended
 from archkey.bench import results, run
-from archkey.bench.asked import Asked
+from archkey.bench.asked import Asked, guests, kernels
 from archkey.bench.asker import Asker, Terms
 from archkey.bench.document import new
 from archkey.bench.measure import Bench
 from archkey.bench.peers import PEERS as SHIPPED
+from archkey.bench.workload import workloads_of
 from archkey.errors import ArchkeyError
 from archkey.locate import find_device
+from archkey.ops import OPERATORS
+from archkey.session import open as open_session
 
 TERMS = Terms("cpu", samples=5, seconds=0.05, seed=3)
 
@@ -120,6 +123,29 @@ def test_an_interrupted_run_keeps_what_it_has(asker: Asker, tmp_path: Path) -> N
     found = results.read(path)
     assert not found["complete"]
     assert [entry.entrant for _, entry in results.entries(found)] == ["archkey"]
+
+
+class Overheard:
+    """An asker that has no answers, and keeps where it was asked of which entrant."""
+
+    def __init__(self) -> None:
+        self.peers_too: dict[str, bool] = {}
+
+    def ask(self, what: str, *, peers_too: bool = False, **question: Any) -> dict[str, Any]:
+        if what == "entry":
+            self.peers_too[question["entrant"]] = peers_too
+        raise Ended("no answer")
+
+
+def test_a_kernel_of_ours_that_imports_a_library_is_measured_where_peers_are() -> None:
+    asker, (workload, *_) = Overheard(), workloads_of(OPERATORS["sparse_mla_decode"])
+    session = open_session("cuda_sm90")
+    names = ["cuda_sm90:flash_mla", "torch"]
+    more = kernels(session, names, [workload.operator])
+    apart = guests(session, more)
+    list(run.run(new(TERMS, {}), asker, [workload], more, Asked(()), apart))  # type: ignore[arg-type]
+    ours = {"archkey": False, "archkey:cuda_sm90:flash_mla": True, "archkey:torch": False}
+    assert asker.peers_too == ours
 
 
 def test_a_question_that_is_wrong_is_an_error(asker: Asker) -> None:

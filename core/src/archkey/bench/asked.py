@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from archkey.bench.workload import Workload, workloads_of
 from archkey.errors import UnknownName
 from archkey.session import Session
 
-__all__ = ["Asked", "check_peers", "kernels", "workloads"]
+__all__ = ["Asked", "check_peers", "guests", "kernels", "workloads"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,14 @@ def kernels(
         operator: [name for name in names if any(kernel.named(name) for kernel in listed)]
         for operator, listed in every.items()
     }
+
+
+def guests(session: Session, kernels: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Names of `kernels` (operator -> names) that call another library, which they import."""
+    return frozenset(
+        name
+        for operator, names in kernels.items()
+        for name in names
+        for kernel in session.kernels(operator)
+        if kernel.named(name) and {r.package for r in kernel.requires} - {"torch", "triton"}
+    )

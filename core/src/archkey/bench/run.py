@@ -6,7 +6,7 @@ A library that crashes or hangs costs its own entry; its process is started anew
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,12 +54,14 @@ def run(
     workloads: Sequence[Workload],
     kernels: Mapping[str, Sequence[str]],
     peers_asked: Asked,
+    guests: Collection[str] = (),
 ) -> Iterator[str]:
     """Fill `document`; yields the name of each step before it is taken.
 
     What the document has already is not measured again, unless it failed or was not installed.
 
     kernels  operator -> further kernels of ours to measure beside the chosen one
+    guests   those of them that call another library: they are measured where peers are
 
     The document can be kept after every step: an interrupted run has what was done by then.
     """
@@ -81,7 +83,7 @@ def run(
             yield f"{workload.operator} {workload.name}: {entrant}"
             known = {found["entrant"]: found for found in row["entries"]}
             if known.get(entrant, {}).get("status") not in _SETTLED:
-                entry = _rated(_entry(asker, workload, entrant, document["peers"]), row)
+                entry = _rated(_entry(asker, workload, entrant, document["peers"], guests), row)
                 listed = {**known, entrant: entry.to_json()}.values()
                 row["entries"] = [e.to_json() for e in beside(map(Entry.from_json, listed))]
     yield "ceilings"
@@ -125,7 +127,11 @@ def _head(asker: Asker, workload: Workload) -> dict[str, Any]:
 
 
 def _entry(
-    asker: Asker, workload: Workload, entrant: str, peers: Sequence[Mapping[str, Any]]
+    asker: Asker,
+    workload: Workload,
+    entrant: str,
+    peers: Sequence[Mapping[str, Any]],
+    guests: Collection[str],
 ) -> Entry:
     peer = entrants_of(workload.operator).get(entrant)
     if peer:
@@ -135,7 +141,8 @@ def _entry(
             return Entry(entrant, status, found["reason"])
     try:
         question = {"operator": workload.operator, "workload": workload.name, "entrant": entrant}
-        return Entry.from_json(asker.ask("entry", peers_too=bool(peer), **question)["entry"])
+        apart = bool(peer) or entrant.partition(":")[2] in guests
+        return Entry.from_json(asker.ask("entry", peers_too=apart, **question)["entry"])
     except Ended as end:
         return Entry(entrant, "failed", str(end))
 

@@ -199,7 +199,7 @@ def _measure(
     resume  go on with what is at `path`, if there is something
     """
     from archkey.bench import document, results
-    from archkey.bench.asked import check_peers, kernels
+    from archkey.bench.asked import check_peers, guests, kernels
     from archkey.bench.asker import Asker
     from archkey.bench.run import run, steps
     from archkey.cli import render
@@ -207,7 +207,8 @@ def _measure(
     from archkey.session import open as open_session
 
     check_peers((*(asked.only or ()), *asked.without))
-    more = kernels(open_session(terms.device), names, {workload.operator for workload in chosen})
+    session = open_session(terms.device)
+    more = kernels(session, names, {workload.operator for workload in chosen})
     found = document.new(terms, {"workloads": len(chosen), **asked.to_json()})
     if resume and path.exists():
         found = document.resumed(results.read(path), found)
@@ -215,7 +216,7 @@ def _measure(
     results.write(path, found)  # a folder that cannot be written is said before the work
     with render.progress(steps(chosen, more, asked)) as step, Asker(terms) as asker:
         try:
-            for name in run(found, asker, chosen, more, asked):
+            for name in run(found, asker, chosen, more, asked, guests(session, more)):
                 results.write(path, found)
                 step(name)
         except KeyboardInterrupt:

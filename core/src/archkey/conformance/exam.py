@@ -208,7 +208,8 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> 
             return f"the torch reference itself: see `archkey check {DEFAULT}`"
         if "triton" not in uses:
             foreign = sorted(uses - {*_PLAIN, kernel.build.partition(".")[0].partition(":")[0]})
-            return f"{', '.join(foreign)} runs on the device alone" if foreign else ""
+            runs = "run" if len(foreign) > 1 else "runs"
+            return f"{', '.join(foreign)} {runs} on the device alone" if foreign else ""
         if any(name.startswith("triton.experimental.gluon") for name in modules):
             return "Gluon does not run in Triton's interpreter"
         return _missing("triton", "numpy")

@@ -43,7 +43,8 @@ class Bound(NamedTuple):
 LOGARITHMS = ("lse", "max_logits")
 """Outputs by that name are measured as logarithms, those of a vendor's operator too."""
 
-_ATTENTION = ("unified_attention", "mla_decode", "mla_prefill")
+_SPARSE = ("sparse_mla_prefill", "sparse_mla_decode")
+_ATTENTION = ("unified_attention", "mla_decode", "mla_prefill", *_SPARSE)
 _WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
 
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on

@@ -29,6 +29,7 @@ __all__ = [
     "page_table_kernels",
     "rmsnorm_kernels",
     "sparse_kv_kernels",
+    "sparse_mla_kernels",
 ]
 
 TRITON = Requirement("triton", ">=3.6", why="the oldest release that these bodies ran with")
@@ -160,6 +161,28 @@ def mla_prefill_kernels(tuning: Table) -> tuple[Kernel, ...]:
             summary="shared Triton body: one launch; widths of 192 as products of 128 and of 64",
             space=spaces.MLA_PREFILL,
         ),
+    )
+
+
+def sparse_mla_kernels(prefill_tuning: Table, decode_tuning: Table) -> tuple[Kernel, ...]:
+    """sparse_mla_prefill and sparse_mla_decode.
+
+    *_tuning  rows of `SparseMlaTuning`, with conditions on `heads`, `kv_format` and `aligned`
+    """
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.sparse_mla:build_{operator}",
+            requires=(TRITON,),
+            tuning=table,
+            summary="shared Triton body: heads of a token; keys by index, unpacked in registers",
+            space=spaces.SPARSE_MLA,
+        )
+        for operator, table in (
+            ("sparse_mla_prefill", prefill_tuning),
+            ("sparse_mla_decode", decode_tuning),
+        )
     )
 
 

@@ -14,6 +14,7 @@ from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTile, MlaPrefillTuning
+from archkey.kernels.sparse_mla_tunings import SparseMlaTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.tuning import Space
 
@@ -27,6 +28,7 @@ __all__ = [
     "MXFP4_LINEAR",
     "MXFP4_LINEAR_SCALED",
     "RMSNORM",
+    "SPARSE_MLA",
 ]
 
 _THREADS = 1024
@@ -172,6 +174,33 @@ MLA_DECODE = Space(
         "resident": (1, 2),
     },
     _mla_decode,
+)
+
+_SPARSE_ROW_BYTES = 2 * _ROW_BYTES
+"""A key's row as it is multiplied: packed ones are bfloat16 then."""
+
+
+def _sparse_mla(values: SparseMlaTuning, capabilities: Capabilities) -> bool:
+    """Sums in at most 128 registers a thread; a step's keys, of all residents, in memory.
+
+    Of bfloat16 rows those on their way as well, which the compiled program shows.
+    """
+    room, lanes = capabilities.shared_memory_bytes or 0, capabilities.warp_size or 32
+    keys = values.keys * values.resident
+    return values.rows * _LATENT <= 128 * values.num_warps * lanes and (
+        keys * _SPARSE_ROW_BYTES <= room
+    )
+
+
+SPARSE_MLA = Space(
+    {
+        "rows": (16, 32, 64, 128),
+        "keys": (16, 32, 64),
+        "num_warps": (4, 8),
+        "stages": (1, 2, 3),
+        "resident": (1, 2),
+    },
+    _sparse_mla,
 )
 
 MLA_PREFILL = Space(

@@ -46,6 +46,11 @@ class MlaDecodeProblem(NamedTuple):
         """Query rows of a sequence that share its keys: heads of all its query tokens."""
         return self.heads * max(self.q_len, 1)
 
+    @property
+    def one_dtype(self) -> bool:
+        """Whether queries, cache and output have the same dtype."""
+        return self.dtype == self.kv_dtype == self.out_dtype
+
 
 class MlaPrefillProblem(NamedTuple):
     """Un-absorbed MLA: ragged attention with query/key width and value width apart.

@@ -17,7 +17,9 @@ class SparseMlaPrefillProblem(NamedTuple):
     page_size    1 for a flat pool of keys
     topk_length  whether entries from a row's length on are ignored
     attn_sink    whether a sink per head takes a share of the softmax
-    aligned      q, kv and out: pointers and strides are multiples of 16 bytes
+    aligned      q, kv and out: pointers and strides are multiples of 16 bytes, those within a
+                 block of packed rows aside
+    batch_invariant  a row's bits follow from its own list alone
     """
 
     dtype: str
@@ -34,6 +36,7 @@ class SparseMlaPrefillProblem(NamedTuple):
     return_max_logits: bool = False
     aligned: bool = True
     pdl: bool = False
+    batch_invariant: bool = False
     operator: str = "sparse_mla_prefill"
 
 
@@ -60,7 +63,13 @@ class SparseMlaDecodeProblem(NamedTuple):
     return_lse: bool = False
     aligned: bool = True
     pdl: bool = False
+    batch_invariant: bool = False
     operator: str = "sparse_mla_decode"
+
+    @property
+    def caches(self) -> str:
+        """The format of each cache: "fp8_model1", or "fp8_model1 + fp8_model1" for two."""
+        return f"{self.kv_format} + {self.kv_format}" if self.extra_topk else self.kv_format
 
 
 class QuantizeSparseKvProblem(NamedTuple):
@@ -120,6 +129,7 @@ OPERATORS = (
             "softmax_scale",
             "head_dim_v",
             "kv_format",
+            "batch_invariant",
         ),
         outputs=("out", "max_logits", "lse"),
         reference="archkey.reference.sparse_mla:sparse_mla_prefill",
@@ -133,6 +143,9 @@ OPERATORS = (
                 "GLM-5 TP1": SparseMlaPrefillProblem(*_BF16, "bf16", 64, 2048),
                 "DeepSeek-V3.2 TP8 FP8": SparseMlaPrefillProblem(
                     *_BF16, "fp8_v32", 16, 2048, page_size=64
+                ),
+                "DeepSeek-V3.2 TP8, batch invariant": SparseMlaPrefillProblem(
+                    *_BF16, "bf16", 16, 2048, batch_invariant=True
                 ),
             }
         ),
@@ -153,6 +166,7 @@ OPERATORS = (
             "softmax_scale",
             "head_dim_v",
             "kv_format",
+            "batch_invariant",
         ),
         outputs=("out", "lse"),
         reference="archkey.reference.sparse_mla:sparse_mla_decode",
@@ -165,6 +179,9 @@ OPERATORS = (
                 "DeepSeek-V3.2 TP8": SparseMlaDecodeProblem(*_BF16, "fp8_v32", 16, 2048),
                 "GLM-5 TP1": SparseMlaDecodeProblem(*_BF16, "fp8_v32", 64, 2048),
                 "GLM-5 TP8 bf16": SparseMlaDecodeProblem(*_BF16, "bf16", 8, 2048),
+                "DeepSeek-V3.2 TP8, batch invariant": SparseMlaDecodeProblem(
+                    *_BF16, "fp8_v32", 16, 2048, batch_invariant=True
+                ),
                 "NoPE MLA": SparseMlaDecodeProblem(*_BF16, "fp8_v32_nope", 64, 2048, 512),
                 "DeepSeek-V4 with window": SparseMlaDecodeProblem(
                     *_BF16,

@@ -45,6 +45,7 @@ def prefill_problem(
     lse: torch.Tensor | None,
     max_logits: torch.Tensor | None,
     return_lse: bool,
+    batch_invariant: bool,
 ) -> SparseMlaPrefillProblem:
     """Check the metadata of `sparse_mla_prefill` and make its key."""
     op = "sparse_mla_prefill"
@@ -72,8 +73,9 @@ def prefill_problem(
         attn_sink is not None,
         return_lse or lse is not None,
         return_lse or max_logits is not None,
-        checks.is_aligned(2 * head_dim_v, q, pool, out),
+        checks.is_aligned(2 * head_dim_v, q, _blocks(pool, kv_format), out),
         session.pdl,
+        batch_invariant,
     )
 
 
@@ -92,6 +94,7 @@ def decode_problem(
     out: torch.Tensor | None,
     lse: torch.Tensor | None,
     return_lse: bool,
+    batch_invariant: bool,
 ) -> SparseMlaDecodeProblem:
     """Check the metadata of `sparse_mla_decode` and make its key."""
     op = "sparse_mla_decode"
@@ -124,8 +127,11 @@ def decode_problem(
         0 if extra is None else extra.shape[1],
         extra_topk_length is not None,
         return_lse or lse is not None,
-        checks.is_aligned(2 * head_dim_v, q, cache, out, extra),
+        checks.is_aligned(
+            2 * head_dim_v, q, _blocks(cache, kv_format), out, _blocks(extra, kv_format)
+        ),
         session.pdl,
+        batch_invariant,
     )
 
 
@@ -203,6 +209,16 @@ def _pool_rows(
         bad_value(op, "d", f"{layout.head_dim} for kv_format {kv_format}", found)
     check_packed(op, name, cache, layout)
     return cache
+
+
+def _blocks(pool: torch.Tensor | None, kv_format: str) -> torch.Tensor | None:
+    """What of a pool's strides a call may choose: of packed rows that of its blocks.
+
+    Within a block the format says where each row lies, and it is no stride where scales lie apart.
+    """
+    if pool is None or kv_format == "bf16" or not pool.numel():
+        return pool
+    return pool[:, 0]
 
 
 def check_packed(op: str, name: str, cache: torch.Tensor, layout: PackedKV) -> None:

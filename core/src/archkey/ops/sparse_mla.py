@@ -79,6 +79,7 @@ def sparse_mla_prefill(
     max_logits: torch.Tensor | None = None,
     return_lse: bool = False,
     sm_scale: float | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sparse attention of many query rows over one pool of keys.
 
@@ -91,6 +92,8 @@ def sparse_mla_prefill(
     kv_format      "bf16", "fp8_v32", "fp8_v32_nope", "fp8_model1", or with "_fnuz" on gfx942
     out            `[T, H, head_dim_v]`, bfloat16 or float16; default new, bfloat16
     lse, max_logits  float32 `[T, H]`, any strides; written if given or return_lse
+    batch_invariant  a row's result is the same to the bit whatever other rows are in the call; its
+                   list is not split then
 
     Returns out, or (out, max_logits, lse) with return_lse.
     """
@@ -103,12 +106,13 @@ def sparse_mla_prefill(
         head_dim_v,
         kv_format,
         return_lse,
+        batch_invariant,
     )
     problem = session.problems.get(key)
     if problem is None:
         problem = prefill_problem(
             session, q, kv, indices, head_dim_v, topk_length, attn_sink, kv_format,
-            out, lse, max_logits, return_lse,
+            out, lse, max_logits, return_lse, batch_invariant,
         )  # fmt: skip
         remember(session.problems, key, problem)
     if lse is not None and lse is max_logits:
@@ -127,7 +131,7 @@ def sparse_mla_prefill(
     if out.numel():
         run(
             q, as_bytes(flat_pool(kv)), flat_lists(indices), topk_length, attn_sink, scale,
-            head_dim_v, kv_format, out, max_logits, lse,
+            head_dim_v, kv_format, batch_invariant, out, max_logits, lse,
         )  # fmt: skip
     return (out, max_logits, lse) if return_lse else out  # type: ignore[return-value]
 
@@ -152,6 +156,7 @@ def sparse_mla_decode(
     return_lse: bool = False,
     plan: Plan | None = None,
     sm_scale: float | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Sparse attention of a few query tokens a sequence; one softmax over one cache or two.
 
@@ -167,6 +172,8 @@ def sparse_mla_decode(
     out            `[B, q_len, H, head_dim_v]`, bfloat16 or float16; default new, bfloat16
     lse            float32 `[B * q_len, H]`, any strides; written if given or return_lse
     plan           a plan of `session.plan` for this very problem
+    batch_invariant  a row's result is the same to the bit whatever other rows are in the call; its
+                   lists are not split then
 
     Returns out, or (out, lse) with return_lse.
     """
@@ -179,12 +186,14 @@ def sparse_mla_decode(
         head_dim_v,
         kv_format,
         return_lse,
+        batch_invariant,
     )
     problem = session.problems.get(key)
     if problem is None:
         problem = decode_problem(
             session, q, kv_cache, indices, head_dim_v, kv_format, topk_length, attn_sink,
             extra_kv_cache, extra_indices, extra_topk_length, out, lse, return_lse,
+            batch_invariant,
         )  # fmt: skip
         remember(session.problems, key, problem)
     if torch.is_grad_enabled():
@@ -202,6 +211,6 @@ def sparse_mla_decode(
     if out.numel():
         run(
             q, cache, indices, topk_length, attn_sink, extra, extra_indices, extra_topk_length,
-            scale, head_dim_v, kv_format, out, lse,
+            scale, head_dim_v, kv_format, batch_invariant, out, lse,
         )  # fmt: skip
     return (out, lse) if return_lse else out  # type: ignore[return-value]

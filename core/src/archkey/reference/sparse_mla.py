@@ -36,6 +36,7 @@ def sparse_mla_prefill(
     softmax_scale: float,
     head_dim_v: int,
     kv_format: str,
+    batch_invariant: bool = False,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -47,11 +48,14 @@ def sparse_mla_prefill(
     topk_length  `[T]` int32, or None
     attn_sink    `[H]` float32, or None
     kv_format    "bf16", or the name of a packed layout (`archkey.formats.sparse_kv`)
+    batch_invariant  one row at a time: the order of torch's sums depends on the shape of a product,
+                 which is then the same in every batch
 
     Returns out `[T, H, head_dim_v]`, max_logits `[T, H]` (of the scaled scores), lse `[T, H]`.
     """
     pools = [(kv, indices, _valid(indices, kv, topk_length))]
-    return _attend(q, pools, attn_sink, softmax_scale, head_dim_v, kv_format, compute_dtype)
+    most = 1 if batch_invariant else None
+    return _attend(q, pools, attn_sink, softmax_scale, head_dim_v, kv_format, compute_dtype, most)
 
 
 def sparse_mla_decode(
@@ -66,6 +70,7 @@ def sparse_mla_decode(
     softmax_scale: float,
     head_dim_v: int,
     kv_format: str,
+    batch_invariant: bool = False,
     *,
     compute_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,8 +92,9 @@ def sparse_mla_decode(
             rows = slots.flatten(0, 1)
             pools.append((cache, rows, _valid(rows, cache, length)))
     out, _, lse = _attend(
-        q.flatten(0, 1), pools, attn_sink, softmax_scale, head_dim_v, kv_format, compute_dtype
-    )
+        q.flatten(0, 1), pools, attn_sink, softmax_scale, head_dim_v, kv_format, compute_dtype,
+        1 if batch_invariant else None,
+    )  # fmt: skip
     return out.reshape(*q.shape[:-1], head_dim_v), lse
 
 
@@ -176,12 +182,14 @@ def _attend(
     head_dim_v: int,
     kv_format: str,
     compute_dtype: torch.dtype,
+    most: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of `most` rows at once, or as many as the memory for their keys allows."""
     tokens, heads, _ = q.shape
     out = q.new_zeros(tokens, heads, head_dim_v, dtype=compute_dtype)
     lse = q.new_full((tokens, heads), -torch.inf, dtype=compute_dtype)
     max_logits = lse.clone()
-    step = max(1, _GATHERED // sum(slots.shape[1] for _, slots, _ in pools))
+    step = most or max(1, _GATHERED // sum(slots.shape[1] for _, slots, _ in pools))
     for rows in (slice(start, start + step) for start in range(0, tokens, step)):
         keys = torch.cat(
             [_gather(c, i[rows], ok[rows], kv_format, compute_dtype) for c, i, ok in pools], dim=1

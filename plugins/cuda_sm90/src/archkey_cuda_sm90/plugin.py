@@ -8,7 +8,7 @@ from pathlib import Path
 
 import archkey
 from archkey import tables
-from archkey.conditions import at_least, is_, one_of
+from archkey.conditions import at_least, at_most, is_, one_of
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
@@ -19,10 +19,12 @@ from archkey.kernels.catalogue import (
     page_table_kernels,
     rmsnorm_kernels,
     sparse_kv_kernels,
+    sparse_mla_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
+from archkey.kernels.sparse_mla_tunings import SparseMlaTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.requirements import Requirement
 from archkey_cuda_sm90.facts import FACTS
@@ -36,6 +38,7 @@ _TUNING = tables.read(
     AttentionTuning,
     MlaDecodeTuning,
     MlaPrefillTuning,
+    SparseMlaTuning,
 )
 
 _WARP_GROUPS = archkey.Kernel(
@@ -59,6 +62,58 @@ _WARP_GROUPS = archkey.Kernel(
     summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
 
+_FLASH_MLA = (
+    Requirement("flash_mla", ">=1.0", "optional; built from github.com/deepseek-ai/FlashMLA"),
+    Requirement("vllm", ">=0.26,<0.27", "optional; its copy's interface was read in 0.26.0"),
+)
+_BY_TMA = is_("aligned", True, "rows are copied 16 bytes at a time")
+_LATENT = at_most("head_dim_v", 512, "the width of its results")
+_SPARSE = (
+    is_("out_dtype", "bfloat16", "results are rounded to it"),
+    at_most("heads", 128, "its kernels have 64 heads or 128"),
+    is_("batch_invariant", False, "lists are split by how many there are"),
+    _LATENT,
+    _BY_TMA,
+)
+_SERVED = {
+    "mla_decode": (
+        one_of("dtype", ("bfloat16", "float16"), "what its dense decode is built for"),
+        is_("one_dtype", True, "a cache and results of q's dtype"),
+        is_("head_dim", 576, "its tiles are nine times 64 columns"),
+        is_("page_size", 64, "a page is a tile"),
+        is_("kv_descale", "none", "a row is not scaled"),
+        is_("q_descale", "none", "a row is not scaled"),
+        is_("ragged", False, "sequences have the same number of queries"),
+        is_("window", False, "a sequence is read from its first key"),
+        is_("batch_invariant", False, "keys are split by all lengths of the batch"),
+        _LATENT,
+        _BY_TMA,
+    ),
+    "sparse_mla_decode": (
+        one_of(
+            "caches",
+            ("fp8_v32", "fp8_model1", "fp8_model1 + fp8_model1"),
+            "packed caches alone, and a second one in MODEL1's format alone",
+        ),
+        *_SPARSE,
+    ),
+    "sparse_mla_prefill": (is_("kv_format", "bf16", "a pool of bfloat16 alone"), *_SPARSE),
+}
+"""What FlashMLA serves of an operator. Ours come first; the user chooses it by an override."""
+
+
+def _flash_mla_kernels(operator: str) -> Iterable[archkey.Kernel]:
+    """FlashMLA's kernel of `operator`, from either distribution."""
+    for rule, name in zip(_FLASH_MLA, ("flash_mla", "vllm_flash_mla"), strict=True):
+        yield archkey.Kernel(
+            operator=operator,
+            name=name,
+            build=f"archkey_cuda_sm90.kernels.flash_mla:build_{operator}",
+            accepts=_SERVED[operator],
+            requires=(rule,),
+            summary=f"FlashMLA's own kernel, where {rule.package} is installed",
+        )
+
 
 @archkey.hookimpl
 def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]:
@@ -68,13 +123,16 @@ def archkey_capabilities(target: archkey.Target) -> Iterable[archkey.Capability]
 
 @archkey.hookimpl
 def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
-    """The shared bodies with this architecture's numbers."""
+    """The shared bodies with this architecture's numbers; FlashMLA's, if it is there, behind."""
     yield from rmsnorm_kernels(_TUNING["rmsnorm"], _TUNING["qk_rmsnorm"], _TUNING["rmsnorm_quant"])
     yield from mxfp4_linear_kernels(_TUNING["mxfp4_linear"])
     yield from attention_kernels(_TUNING["attention"])
     yield _WARP_GROUPS
     yield from mla_decode_kernels(_TUNING["mla_decode"])
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
     yield from sparse_kv_kernels()
+    for operator in _SERVED:
+        yield from _flash_mla_kernels(operator)

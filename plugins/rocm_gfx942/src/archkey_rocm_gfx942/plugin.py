@@ -18,10 +18,12 @@ from archkey.kernels.catalogue import (
     page_table_kernels,
     rmsnorm_kernels,
     sparse_kv_kernels,
+    sparse_mla_kernels,
 )
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
+from archkey.kernels.sparse_mla_tunings import SparseMlaTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey_rocm_gfx942.facts import FACTS
 
@@ -34,6 +36,7 @@ _TUNING = tables.read(
     AttentionTuning,
     MlaDecodeTuning,
     MlaPrefillTuning,
+    SparseMlaTuning,
 )
 
 
@@ -51,6 +54,7 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from attention_kernels(_TUNING["attention"])
     yield from mla_decode_kernels(_TUNING["mla_decode"])
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
     yield from sparse_kv_kernels()

@@ -19,6 +19,7 @@ from archkey.bench.peers._arguments import MLA_DECODE, given, softmax_scale
 from archkey.bench.peers._refusals import HALVES, require
 from archkey.bench.peers._results import Last
 from archkey.ops._mla_checks import pages_of
+from archkey.ops._sparse_kv import PACKED
 
 __all__ = [
     "Library",
@@ -29,8 +30,8 @@ __all__ = [
     "sparse_prefill",
 ]
 
-FORMATS = {"fp8_v32": 656, "fp8_model1": 584}
-"""Packed caches: bytes of a token."""
+FORMATS = ("fp8_v32", "fp8_model1")
+"""Packed caches that it knows."""
 
 
 class Library(NamedTuple):
@@ -100,17 +101,21 @@ def sparse_decode(library: Library, inputs: Mapping[str, Any]) -> Bound:
     )  # fmt: skip
     q, kv_format = inputs["q"], inputs["kv_format"]
     require(kv_format in FORMATS, f"{' and '.join(FORMATS)} only")
-    require(q.shape[3] == (576 if kv_format == "fp8_v32" else 512), f"another d in {kv_format}")
+    layout = PACKED[kv_format]
+    require(q.shape[3] == layout.head_dim, f"another d in {kv_format}")
     require(q.shape[2] in (64, 128), "64 and 128 heads only")
     caches = {
-        "k_cache": _packed(inputs["kv_cache"], inputs["indices"], FORMATS[kv_format]),
+        "k_cache": _packed(inputs["kv_cache"], inputs["indices"], layout.row_bytes),
     }
     if inputs.get("extra_kv_cache") is not None:
         extra = inputs["extra_kv_cache"], inputs["extra_indices"]
-        caches["extra_k_cache"] = _packed(*extra, FORMATS[kv_format])
+        caches["extra_k_cache"] = _packed(*extra, layout.row_bytes)
     for name in ("topk_length", "extra_topk_length"):
         lengths = inputs.get(name)
         require(lengths is None or len(lengths) == len(q), "lengths by sequence only")
+    if not layout.planar:  # asserted by its kernel for Hopper
+        require(inputs.get("topk_length") is None, f"lengths with {kv_format}")
+        require("extra_k_cache" not in caches, f"two caches of {kv_format}")
     options = given(inputs, "indices", "topk_length", "attn_sink", "extra_topk_length")
     if "extra_k_cache" in caches:
         options["extra_indices_in_kvcache"] = inputs["extra_indices"]
