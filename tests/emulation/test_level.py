@@ -84,6 +84,9 @@ CASES = (
     ("mla_prefill", "two sequences"),
     ("mla_prefill", "FP8 codes of the device"),
     ("merge_attn_states", "in place"),
+    ("sparse_mla_prefill", "three rows"),
+    ("sparse_mla_decode", "second cache"),
+    ("sparse_mla_decode", "format fp8_model1"),
     ("req_to_token_to_page_table", ""),
 )
 

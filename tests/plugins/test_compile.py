@@ -29,7 +29,7 @@ session = archkey.open({target!r}, strict=True)
 rows = []
 for operator in session.operators.values():
     # One of each kind of body; `archkey check TARGET -l compiled` takes minutes for the rest.
-    few = operator.name == "unified_attention" or operator.family == "mla"
+    few = operator.name == "unified_attention" or operator.family in ("mla", "sparse_mla")
     problems = {{
         label: problem._replace(pdl=session.pdl) if "pdl" in problem._fields else problem
         for label, problem in operator.examples.items()
@@ -47,6 +47,7 @@ print(json.dumps([session.capabilities.shared_memory_bytes, rows]))
 FEW = (
     *("GPT-OSS decode", "GPT-OSS prefill", "GQA 32/4, batch invariant"),
     *("DeepSeek-V3 TP1", "DeepSeek-V3 TP8", "DeepSeek-V3 FP8 cache", "GLM-5 TP8"),
+    *("DeepSeek-V3.2 TP8 FP8", "GLM-5 TP8 bf16"),
 )
 
 
@@ -58,6 +59,7 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     family = {"rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm", "rmsnorm_quant"}
     tables = {"ragged_kv_indices_to_page_table", "req_to_token_to_page_table"}
     mla = {"mla_decode", "mla_prefill", "merge_attn_states"}
+    mla |= {"sparse_mla_prefill", "sparse_mla_decode"}
     assert {row[0] for row in rows} >= {*family, "mxfp4_linear", "unified_attention", *tables, *mla}
     for operator, label, kernel, magic, found, flags, shared in rows:
         where = f"{operator}, {label}"
