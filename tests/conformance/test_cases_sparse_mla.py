@@ -232,7 +232,7 @@ _BOTH: tuple[tuple[str, str, Wrong], ...] = (
     ("pages of 64", "page 48", _pages_of_64),
     ("scales rounded up", "scales between powers of two", _scaled(_powers_of_two)),
     ("scales of the next tile", "scales between powers of two", _scaled(_of_the_next_tile)),
-    ("sums by the batch", "same bits in any batch", _by_the_batch),
+    ("sums by the batch", "same bits in any batch: heads=16", _by_the_batch),
     ("FP8 of another device", "FP8 codes of the device", given(kv_format=_other_flavour)),
     ("as if contiguous", "head-major LSE", contiguous("lse")),
     ("default scale", "scale of the caller", given(softmax_scale=576**-0.5)),
