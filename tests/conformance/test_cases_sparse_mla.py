@@ -54,6 +54,11 @@ def _minus_one_only(indices: torch.Tensor, capacity: int) -> torch.Tensor:
     return torch.where(indices == -1, -1, indices.clamp(0, capacity - 1))
 
 
+def _one_past_the_last(indices: torch.Tensor, capacity: int) -> torch.Tensor:
+    """The capacity itself is taken for a slot."""
+    return torch.where(indices == capacity, capacity - 1, indices)
+
+
 def _up_to_the_first(indices: torch.Tensor, capacity: int) -> torch.Tensor:
     """The list ends at its first invalid entry."""
     valid = (indices >= 0) & (indices < capacity)
@@ -124,15 +129,33 @@ def _sink_in_lse(right: Right, inputs: Values, outputs: Values) -> Values:
     return results | {"lse": torch.logaddexp(results["lse"], inputs["attn_sink"])}
 
 
-def _scales_of_powers_of_two(right: Right, inputs: Values, outputs: Values) -> Values:
-    """float32 scales are rounded up to powers of two before they are used (sglang#22723)."""
-    name = "kv" if "kv" in inputs else "kv_cache"
-    layout = packed(inputs.get("kv_format") or inputs["format"])
-    cache = inputs[name].clone()
-    scales = cache[..., layout.nope_dim : layout.nope_dim + layout.scale_bytes]
-    rounded = torch.exp2(scales.contiguous().view(torch.float32).log2().ceil())
-    scales.copy_(rounded.view(torch.uint8))
-    return right(**inputs | {name: cache})
+def _scaled(change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
+    """Other float32 scales of a packed cache, made of its own `[.., tiles]`."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        name = "kv" if "kv" in inputs else "kv_cache"
+        layout = packed(inputs.get("kv_format") or inputs["format"])
+        cache = inputs[name].clone()
+        scales = cache[..., layout.nope_dim : layout.nope_dim + layout.scale_bytes]
+        scales.copy_(change(scales.contiguous().view(torch.float32)).view(torch.uint8))
+        return right(**inputs | {name: cache})
+
+    return wrong
+
+
+def _powers_of_two(scales: torch.Tensor) -> torch.Tensor:
+    """Rounded up before they are used (sglang#22723)."""
+    return torch.exp2(scales.log2().ceil())
+
+
+def _of_the_next_tile(scales: torch.Tensor) -> torch.Tensor:
+    return scales.roll(-1, -1).contiguous()
+
+
+def _by_the_batch(right: Right, inputs: Values, outputs: Values) -> Values:
+    """A lone entry's list is gone through from its end, so its sums are rounded otherwise."""
+    indices = inputs["indices"]
+    return right(**inputs | {"indices": indices.flip(-1) if len(indices) == 1 else indices})
 
 
 def _other_flavour(name: str) -> str:
@@ -193,6 +216,7 @@ _BOTH: tuple[tuple[str, str, Wrong], ...] = (
     ("slot 0 for -1", "index -1", _listed(_clamped)),
     ("last slot left out", "index -1", _listed(_all_but_the_last_slot)),
     ("only -1 is invalid", "indices outside the cache", _listed(_minus_one_only)),
+    ("capacity is a slot", "indices outside the cache", _listed(_one_past_the_last)),
     ("up to the first invalid", "invalid indices between valid ones", _listed(_up_to_the_first)),
     ("each index once", "the same index many times", _listed(_once)),
     ("empty rows unwritten", "rows without a valid index", _empty_rows_unwritten),
@@ -206,7 +230,9 @@ _BOTH: tuple[tuple[str, str, Wrong], ...] = (
     ("powers of two", "V is not 512 columns", stored(out=_columns_of_a_power_of_two)),
     ("pages of 64", "page 2", _pages_of_64),
     ("pages of 64", "page 48", _pages_of_64),
-    ("scales rounded up", "scales between powers of two", _scales_of_powers_of_two),
+    ("scales rounded up", "scales between powers of two", _scaled(_powers_of_two)),
+    ("scales of the next tile", "scales between powers of two", _scaled(_of_the_next_tile)),
+    ("sums by the batch", "same bits in any batch: heads=16", _by_the_batch),
     ("FP8 of another device", "FP8 codes of the device", given(kv_format=_other_flavour)),
     ("as if contiguous", "head-major LSE", contiguous("lse")),
     ("default scale", "scale of the caller", given(softmax_scale=576**-0.5)),
@@ -249,7 +275,7 @@ MISTAKES: tuple[Mistake, ...] = (
     (QUANTIZE, "32-bit offsets", "far out", _far_block_unwritten),
     (QUANTIZE, "32-bit offsets", "far planar out", _far_block_unwritten),
     (DEQUANTIZE, "slot 0 for none", "slots outside the cache", _into_slot_0),
-    (DEQUANTIZE, "scales rounded up", "scales between powers of two", _scales_of_powers_of_two),
+    (DEQUANTIZE, "scales rounded up", "scales between powers of two", _scaled(_powers_of_two)),
     (DEQUANTIZE, "FP8 of another device", "FP8 codes of the device", given(format=_other_flavour)),
     (DEQUANTIZE, "32-bit offsets", "far cache", read_in_32_bits("kv_cache")),
     (LOGICAL, "slot 0 for -1", "index -1", given(indices=lambda indices: indices.clamp_min(0))),

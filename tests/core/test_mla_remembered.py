@@ -122,6 +122,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Variants]] = {
             {"max_logits": torch.empty(3, 16)},
             {"return_lse": True},
             {"head_dim_v": 256},
+            {"batch_invariant": True},
         ],
     ),
     "sparse_mla_decode": (
@@ -137,6 +138,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any], Variants]] = {
             {"extra_kv_cache": POOL, "extra_indices": ints([[1]], [[2]])},
             {"extra_kv_cache": POOL, "extra_indices": ints([[1, 2]], [[2, 0]])},
             {"return_lse": True},
+            {"batch_invariant": True},
         ],
     ),
     "quantize_sparse_kv": (

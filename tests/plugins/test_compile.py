@@ -48,6 +48,7 @@ FEW = (
     *("GPT-OSS decode", "GPT-OSS prefill", "GQA 32/4, batch invariant"),
     *("DeepSeek-V3 TP1", "DeepSeek-V3 TP8", "DeepSeek-V3 FP8 cache", "GLM-5 TP8"),
     *("DeepSeek-V3.2", "DeepSeek-V4 prefix", "DeepSeek-V3.2 page 64"),
+    *("DeepSeek-V3.2 TP8 FP8", "GLM-5 TP8 bf16"),
 )
 
 
@@ -60,6 +61,7 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     tables = {"ragged_kv_indices_to_page_table", "req_to_token_to_page_table"}
     mla = {"mla_decode", "mla_prefill", "merge_attn_states"}
     sparse = {"quantize_sparse_kv", "dequantize_sparse_kv", "logical_to_physical_indices"}
+    sparse |= {"sparse_mla_prefill", "sparse_mla_decode"}
     others = {"mxfp4_linear", "unified_attention"}
     assert {row[0] for row in rows} >= {*family, *others, *tables, *mla, *sparse}
     for operator, label, kernel, magic, found, flags, shared in rows:

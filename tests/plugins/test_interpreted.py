@@ -256,6 +256,49 @@ def test_packed_caches_agree_with_reference(target: str, case: Case) -> None:
     assert result.passed, result
 
 
+SPARSE = [
+    case
+    for case in SPARSE_EDGES
+    if (case.operator, case.model)
+    in {
+        *(("sparse_mla_prefill", about) for about in ("three rows", "infinite sinks", "9 heads")),
+        *(("sparse_mla_prefill", about) for about in ("far packed kv", "rows apart")),
+        *(
+            ("sparse_mla_decode", about)
+            for about in (
+                "indices outside the cache",
+                "invalid indices between valid ones",
+                "rows without a valid index",
+                "few rows with long lists",
+                "two lengths, two caches",
+                "V is not 512 columns",
+                "FP8 codes of the device",
+                "packed rows at odd addresses",
+                "page 48",
+                "page 1",
+                "head-major LSE",
+            )
+        ),
+    }
+]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # infinite sinks are meant
+@pytest.mark.parametrize(
+    ("target", "case"),
+    [
+        *(("cuda_sm90", case) for case in SPARSE),
+        # The other flavour of FP8, and other tiles.
+        *(("rocm_gfx942", case) for case in SPARSE if "FP8" in case.model),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_sparse_mla_agrees_with_reference(target: str, case: Case) -> None:
+    result = judge(archkey.open(target), case, level="interpreted")
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge compares: a case whose kernel gets another eps must not pass."""
     from archkey.kernels import rmsnorm as builders

@@ -14,6 +14,7 @@ SHARED = (
     *("unified_attention", "ragged_kv_indices_to_page_table", "req_to_token_to_page_table"),
     *("mla_decode", "mla_prefill", "merge_attn_states"),
     *("quantize_sparse_kv", "dequantize_sparse_kv", "logical_to_physical_indices"),
+    *("sparse_mla_prefill", "sparse_mla_decode"),
 )
 OWN = {("cuda_sm90", "mla_decode"): {"wgmma"}}
 """Names of bodies of a plugin's own, which take what they can before the shared one."""

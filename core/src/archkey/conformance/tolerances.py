@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from archkey.ops._sparse_kv import PACKED
+
 __all__ = ["ANY", "Bound", "TABLE", "bound", "distance", "source_of"]
 
 ANY = "*"
@@ -45,6 +47,7 @@ LOGARITHMS = ("lse", "max_logits")
 
 _SPARSE = ("sparse_mla_prefill", "sparse_mla_decode")
 _ATTENTION = ("unified_attention", "mla_decode", "mla_prefill", *_SPARSE)
+_UNPACKED = "keys of packed rows are rounded to bfloat16 before they are multiplied"
 _WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
 
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on
@@ -69,6 +72,19 @@ TABLE = (
             ("unified_attention", 256, 1e-3),
             ("mla_decode", 576, 2e-3),
             ("mla_prefill", 256, 1e-3),
+        )
+    ),
+    # A key's numbers are off by 0.0011 on average then, each on its own: a score by as much of the
+    # root of its summed squared products, which is 1 to 3 where lse is. The largest score has that
+    # to itself, an lse the mean over its keys; where one key has most of the weight, so has out.
+    *(
+        Bound(operator, output, f"fp8 {dtype}", ANY, error, _UNPACKED)
+        for operator in _SPARSE
+        for output, dtype, error in (
+            ("max_logits", "float32", 1e-2),
+            ("lse", "float32", 5e-3),
+            ("out", "bfloat16", 8e-3),
+            ("out", "float16", 8e-3),
         )
     ),
     *(
@@ -102,7 +118,13 @@ TABLE = (
 
 
 def source_of(inputs: Iterable[Any]) -> str:
-    """What outputs are computed from: "fp8" if an input is, or the dtype of the first tensor."""
+    """What outputs are computed from: "fp8" if an input is or names a packed format of it.
+
+    Otherwise the dtype of the first tensor.
+    """
+    inputs = list(inputs)
+    if any(isinstance(x, str) and x in PACKED for x in inputs):
+        return "fp8"
     dtypes = [str(x.dtype).removeprefix("torch.") for x in inputs if isinstance(x, torch.Tensor)]
     return "fp8" if any("float8" in dtype for dtype in dtypes) else next(iter(dtypes), "")
 

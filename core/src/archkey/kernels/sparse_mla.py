@@ -16,7 +16,7 @@ import torch
 from archkey.kernels.mla_decode import split_of
 from archkey.kernels.sparse_mla_programs import (
     attention_program,
-    rows_of,
+    row_form,
     segments_program,
     units_of,
 )
@@ -131,7 +131,7 @@ def _attend_of(
     head_tiles = -(-heads // tuning.rows)
     keys = problem.topk + getattr(problem, "extra_topk", 0)
     q_unit, kv_unit, out_unit = units_of(problem)
-    row_bytes = rows_of(problem.kv_format).row_bytes
+    row_bytes = row_form(problem.kv_format).row_bytes
     nothing: _Strides = (0, 0)
 
     def attend(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Problem = SparseMlaPrefillProblem | SparseMlaDecodeProblem
 
-__all__ = ["Rows", "attention_program", "rows_of", "segments_program", "units_of"]
+__all__ = ["Rows", "attention_program", "row_form", "segments_program", "units_of"]
 
 _LATENT = 512
 _NUMBERS = ("queries", "segments", "last", "extra_last", "length_each", "extra_length_each")
@@ -49,7 +49,7 @@ class Rows(NamedTuple):
     row_bytes: int
 
 
-def rows_of(kv_format: str) -> Rows:
+def row_form(kv_format: str) -> Rows:
     """The rows of a format."""
     layout = PACKED.get(kv_format)
     if layout is None:
@@ -86,7 +86,7 @@ def _outputs(problem: Problem) -> dict[str, str | None]:
 def attention_program(problem: Problem, tuning: SparseMlaTuning) -> Program:
     """The body with a tuning."""
     q_unit, kv_unit, out_unit = units_of(problem)
-    rows = rows_of(problem.kv_format)
+    rows = row_form(problem.kv_format)
     extra = getattr(problem, "extra_topk", 0)
     part = None if problem.batch_invariant else "*fp32"
     # A block times its stride is one instruction where a stride in 16 bytes is an int32.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.sparse_mla import accuracy, edges, models
+from archkey.conformance.cases.sparse_mla import accuracy, edges, invariant, models
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["ACCURACY", "CASES", "random"]
 
 ACCURACY = accuracy.CASES
-CASES = (*models.CASES, *edges.CASES)
+CASES = (*models.CASES, *edges.CASES, *invariant.CASES)
 
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:

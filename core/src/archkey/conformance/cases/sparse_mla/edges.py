@@ -23,6 +23,7 @@ _LISTS = (
     ("rows without a valid index", "empty rows"),
     ("no valid index at all", "empty"),
 )
+_LONG: dict[str, Any] = {"lists": "tail", "out": "fp16"}  # split over a device
 _TOPK = (1, 7, 63, 64, 65, 129)  # around the tiles of a kernel
 _PACKED: tuple[dict[str, Any], ...] = (
     {"kv_format": "fp8_v32"},
@@ -40,6 +41,7 @@ _PREFILL: tuple[tuple[str, Sequence[SparsePrefill]], ...] = (
     *((about, [replace(_P, lists=kind, k=k) for k in (40, 70)]) for about, kind in _LISTS),
     *((f"lists of {k}", (replace(_P, k=k, lists="full"),)) for k in _TOPK),
     ("more list than keys", (replace(_P, blocks=9, k=64),)),
+    ("few rows with long lists", (replace(_P, tokens=2, k=401, sink="inf", **_LONG),)),
     ("topk_length of each row", [replace(_P, length=True, lists=k) for k in ("full", "holes")]),
     ("sinks", (replace(_P, sink="finite"), replace(_P, sink="finite", heads=3, length=True))),
     ("infinite sinks", [replace(_P, sink="inf", lists=k) for k in ("full", "empty rows")]),
@@ -62,6 +64,7 @@ _PREFILL: tuple[tuple[str, Sequence[SparsePrefill]], ...] = (
     ("FP8 codes of the device", [replace(_P, **fmt, **_PAGED) for fmt in _PACKED]),
     ("rows apart", [replace(_P, gap=gap, out="bf16") for gap in (16, 3)]),
     ("packed blocks apart", [replace(_P, **fmt, **_PAGED, gap=16) for fmt in _PACKED]),
+    ("packed rows at odd addresses", [replace(_P, **fmt, **_PAGED, gap=3) for fmt in _PACKED]),
     ("head-major LSE", (replace(_P, lse="head-major"),)),
     ("output of another dtype", (replace(_P, out="fp16"),)),
     ("scale of the caller", [replace(_P, scale=scale) for scale in _SCALES]),
@@ -86,6 +89,14 @@ _DECODE: tuple[tuple[str, Sequence[SparseDecode]], ...] = (
     ),
     *((f"lists of {k}", (replace(_D, k=k, lists="full"),)) for k in _TOPK),
     ("more list than keys", (replace(_D, blocks=2, page=4, k=64),)),
+    (
+        "few rows with long lists",
+        (
+            replace(_B, batch=3, k=401, head_dim_v=576, **_LONG),
+            replace(_X, k=150, extra_k=333, sink="finite", **_LONG, extra_length="batch"),
+            replace(_X, k=333, extra_k=70, heads=3, q_len=2, lists="empty rows", out="fp16"),
+        ),
+    ),
     ("queries packed with heads", [replace(_D, heads=h, q_len=n) for h, n in ((3, 4), (63, 2))]),
     ("topk_length of each sequence", [replace(_D, length="batch", q_len=n) for n in (1, 3)]),
     ("topk_length of each row", (replace(_D, length="row", q_len=3, lists="full"),)),
@@ -109,6 +120,7 @@ _DECODE: tuple[tuple[str, Sequence[SparseDecode]], ...] = (
     ("width 512", (replace(_B, width=512),)),
     ("rows apart", [replace(_B, gap=gap, out="bf16", q_len=2) for gap in (16, 3)]),
     ("packed blocks apart", [replace(_X, **fmt, gap=16) for fmt in _PACKED]),
+    ("packed rows at odd addresses", [replace(_X, **fmt, gap=3) for fmt in _PACKED]),
     ("head-major LSE", (replace(_D, lse="head-major", q_len=2),)),
     ("output of another dtype", (replace(_D, out="fp16"),)),
     ("scale of the caller", [replace(_D, scale=scale) for scale in _SCALES]),

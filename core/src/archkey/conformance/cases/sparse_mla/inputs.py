@@ -66,6 +66,7 @@ class SparsePrefill:
     out       dtype of the output that is passed; "" for none
     lse       "" not asked for, "new", "head-major"; max_logits alike
     far       the argument whose last entry lies past element 2^31: q, kv, indices or an output
+    invariant batch_invariant
     """
 
     heads: int
@@ -86,6 +87,7 @@ class SparsePrefill:
     lse: str = "new"
     far: str = ""
     scale: float = DEEPSEEK_SCALE
+    invariant: bool = False
 
     stats = ("lse", "max_logits")
 
@@ -107,6 +109,7 @@ class SparsePrefill:
             "attn_sink": sinks(make, self.heads, self.sink),
             "kv_format": flavoured(make, self.kv_format),
             "return_lse": bool(self.lse),
+            **({"batch_invariant": True} if self.invariant else {}),
             **_outputs(make, self, self.tokens),
         }
 
@@ -145,6 +148,7 @@ class SparseDecode:
     lse: str = "new"
     far: str = ""
     scale: float = DEEPSEEK_SCALE
+    invariant: bool = False
 
     stats = ("lse",)
 
@@ -166,6 +170,7 @@ class SparseDecode:
             "topk_length": length,
             "attn_sink": sinks(make, self.heads, self.sink),
             "return_lse": bool(self.lse),
+            **({"batch_invariant": True} if self.invariant else {}),
             **extra,
             **_outputs(make, self, self.batch, self.q_len),
         }

@@ -41,16 +41,20 @@ def latents(make: Maker, n: int, layout: PackedKV) -> tuple[torch.Tensor, torch.
     return latent.flatten(1), small(make, n, layout.rope_dim) if layout.rope_dim else None
 
 
-def placed(cache: torch.Tensor, layout: PackedKV, *, far: bool) -> torch.Tensor:
-    """A packed cache with its blocks apart: a little, or the last one past element 2^31."""
+def placed(cache: torch.Tensor, layout: PackedKV, *, far: bool, start: int = 0) -> torch.Tensor:
+    """A packed cache with its blocks apart: a little, or the last one past element 2^31.
+
+    start  bytes from an aligned address to its first one
+    """
     blocks, page, row = cache.shape
     size, step = layout.block_bytes(page), layout.block_multiple
     least = -(-_FAR // (blocks - 1)) if far else size + 1
     stride = -(-least // step) * step
-    room = torch.empty((blocks - 1) * stride + size, dtype=torch.uint8, device=cache.device)
+    room = torch.empty(start + (blocks - 1) * stride + size, dtype=torch.uint8, device=cache.device)
+    room = room[start:]
     if not far:
         room.fill_(0xFF)
-    return room.as_strided(cache.shape, (stride, row, 1)).copy_(cache)
+    return room.as_strided(cache.shape, (stride, row, 1), start).copy_(cache)
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Pool:
 
     Without poison there is nothing to tell an empty slot by, and all are filled.
 
-    gap  elements between rows of a bfloat16 pool; blocks of a packed one lie apart
+    gap  elements between rows of a bfloat16 pool; blocks of a packed one lie apart, and begin at
+         an odd address if it is odd
     far  the last block lies past element 2^31
     """
 
@@ -88,7 +93,9 @@ class Pool:
             cache.fill_(0xFF)
         rows = latents(make, len(slots), layout)
         store(cache, slots, *rows, layout, "pow2" if layout.planar else "fp32")
-        return placed(cache, layout, far=self.far) if self.far or self.gap else cache, slots
+        if self.far or self.gap:
+            cache = placed(cache, layout, far=self.far, start=self.gap % 16)
+        return cache, slots
 
 
 def _some(make: Maker, capacity: int) -> torch.Tensor:
