@@ -16,7 +16,10 @@ SHARED = (
     *("quantize_sparse_kv", "dequantize_sparse_kv", "logical_to_physical_indices"),
     *("sparse_mla_prefill", "sparse_mla_decode"),
 )
-OWN = {("cuda_sm90", "mla_decode"): {"wgmma"}}
+OWN = {
+    ("cuda_sm90", operator): {"wgmma"}
+    for operator in ("mla_decode", "sparse_mla_prefill", "sparse_mla_decode")
+}
 """Names of bodies of a plugin's own, which take what they can before the shared one."""
 
 

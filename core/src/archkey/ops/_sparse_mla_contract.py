@@ -39,6 +39,11 @@ class SparseMlaPrefillProblem(NamedTuple):
     batch_invariant: bool = False
     operator: str = "sparse_mla_prefill"
 
+    @property
+    def caches(self) -> str:
+        """The format of the one cache, as SparseMlaDecodeProblem says it."""
+        return self.kv_format
+
 
 class SparseMlaDecodeProblem(NamedTuple):
     """Sparse attention of a few query tokens a sequence, over one or two paged caches.

@@ -62,6 +62,29 @@ _WARP_GROUPS = archkey.Kernel(
     summary="Gluon body: two warp groups multiply, a third loads the latent cache",
 )
 
+_SPARSE_WARP_GROUPS = tuple(
+    archkey.Kernel(
+        operator=operator,
+        name="wgmma",
+        build="archkey_cuda_sm90.kernels.sparse_mla:build_sparse_mla",
+        accepts=(
+            one_of(
+                "caches",
+                ("bf16", "fp8_v32", "fp8_v32_nope"),
+                "one cache, of rows as they are or of codes with four scales a row",
+            ),
+            is_("head_dim_v", 512, "each of two warp groups sums half of the columns"),
+            is_("aligned", True, "rows are copied 16 bytes at a time"),
+            at_least("heads", 17, "fewer leave most of a tile of 64 empty"),
+        ),
+        needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
+        requires=_WARP_GROUPS.requires,
+        tuning=_TUNING["sparse_mla_wgmma"],
+        summary="Gluon body: two warp groups take turns at scores, the others fetch and decode rows",
+    )
+    for operator in ("sparse_mla_prefill", "sparse_mla_decode")
+)
+
 _FLASH_MLA = (
     Requirement("flash_mla", ">=1.0", "optional; built from github.com/deepseek-ai/FlashMLA"),
     Requirement("vllm", ">=0.26,<0.27", "optional; its copy's interface was read in 0.26.0"),
@@ -130,6 +153,7 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield _WARP_GROUPS
     yield from mla_decode_kernels(_TUNING["mla_decode"])
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
+    yield from _SPARSE_WARP_GROUPS
     yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
