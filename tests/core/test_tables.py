@@ -170,9 +170,13 @@ def test_a_shipped_file_is_as_the_tool_writes_it(target: str, tmp_path: Path) ->
     kernels = [k for k in archkey.open(target).plugins[0].kernels if k.tuning]
     sources = {k.tuning.source: k.tuning for k in kernels if k.tuning}
     tuned = {"rmsnorm", "qk_rmsnorm", "rmsnorm_quant", "mxfp4_linear", "attention"}
-    tuned |= {"mla_decode", "mla_prefill"}
+    tuned |= {"mla_decode", "mla_prefill", "sparse_mla_prefill", "sparse_mla_decode"}
     scaled = {"mxfp4_linear_scaled"}
-    own = {"cuda_sm90": {"mla_decode_wgmma"}, "cuda_sm100": scaled, "rocm_gfx950": scaled}
+    own = {
+        "cuda_sm90": {"mla_decode_wgmma", "sparse_mla_wgmma"},
+        "cuda_sm100": scaled,
+        "rocm_gfx950": scaled,
+    }
     native = own.get(target, set())
     assert {source.name for source in sources if source} == tuned | native
     for source, table in sources.items():

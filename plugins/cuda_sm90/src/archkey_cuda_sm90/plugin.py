@@ -80,7 +80,7 @@ _SPARSE_WARP_GROUPS = tuple(
         needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
         requires=_WARP_GROUPS.requires,
         tuning=_TUNING["sparse_mla_wgmma"],
-        summary="Gluon body: two warp groups take turns at scores, the others fetch and decode rows",
+        summary="Gluon body: two warp groups take turns at scores, others fetch and decode rows",
     )
     for operator in ("sparse_mla_prefill", "sparse_mla_decode")
 )
