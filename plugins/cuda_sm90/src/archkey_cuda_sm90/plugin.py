@@ -75,7 +75,6 @@ _SPARSE_WARP_GROUPS = tuple(
             ),
             is_("head_dim_v", 512, "each of two warp groups sums half of the columns"),
             is_("aligned", True, "rows are copied 16 bytes at a time"),
-            at_least("heads", 17, "fewer leave most of a tile of 64 empty"),
         ),
         needs=(is_("wgmma", True, "two warp groups multiply from shared memory"),),
         requires=_WARP_GROUPS.requires,

@@ -169,13 +169,18 @@ def _attend(
         score = _scores(q_left, q_right, q_turned, left, right, turned, full, i, SCORES, ROPE)
         before = top
         top, mass = _posted(top, mass, tops, full, posted, i - 1, PER_ROW)
-        total = _add(total, before, top, room, turned, i - 1, SUMS)
-        before = top
-        score = warpgroup_mma_wait(1, deps=[score])
-        top, mass = _post(score, top, mass, hidden, tops, turned, posted, i, factor)
+        middle = top
+        if PACKED:  # weights are posted sooner
+            score = warpgroup_mma_wait(0, deps=[score])
+            top, mass = _post(score, top, mass, hidden, tops, turned, posted, i, factor)
+            total = _add(total, before, middle, room, turned, i - 1, SUMS)
+        else:
+            total = _add(total, before, middle, room, turned, i - 1, SUMS)
+            score = warpgroup_mma_wait(1, deps=[score])
+            top, mass = _post(score, top, mass, hidden, tops, turned, posted, i, factor)
         total = warpgroup_mma_wait(0, deps=[total])
         mbarrier.arrive(empty.index((i - 1) % BUFFERS), count=1)
-        total = _add(total, before, top, room, turned, i, SUMS)
+        total = _add(total, middle, top, room, turned, i, SUMS)
         total = warpgroup_mma_wait(0, deps=[total])
         mbarrier.arrive(empty.index(i % BUFFERS), count=1)
     if tiles > 0 and tiles % 2 == SIDE:

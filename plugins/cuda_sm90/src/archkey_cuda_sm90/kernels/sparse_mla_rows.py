@@ -13,11 +13,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    async_copy,
-    fence_async_shared,
-    mbarrier,
-)
+from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrier
 
 __all__ = ["SHIFT", "load_codes", "load_rows"]
 
@@ -188,6 +184,6 @@ def load_codes(
             next_code, next_scale = _chunk(row, there, (t + 2) % 4)
             side = left if t < 2 else right
             side.index(buffer).slice(t % 2 * _TILE, _TILE, 1).store(value)
-        fence_async_shared()
+        # No fence here: it would wait for the loads under way. Who multiplies has one.
         gl.thread_barrier()
         mbarrier.arrive(full.index(buffer), count=1)
