@@ -20,6 +20,8 @@ from tests.core._fakes import World, hook, kernels
 from archkey import locate
 from archkey.cli import cli
 from archkey.conformance import exam, pool, record, worker
+from archkey.conformance.contract import FUNCTION
+from archkey.conformance.examine import CAPABILITIES
 from archkey.conformance.levels import ALL, Item, Level, Outcome
 from archkey.conformance.worker import open_for
 from archkey.errors import PluginError, UnknownName
@@ -60,7 +62,11 @@ def test_the_document(own_folder: Path) -> None:
     names = {"operator", "kernel", "case", "outcome", "error", "tolerance", "reason"}
     assert all(names <= set(row) for row in device)
     assert all(0 <= row["error"] <= row["tolerance"] for row in device if row["error"] is not None)
-    assert not list(own_folder.iterdir()), "an exam of some operators is not recorded"
+    kept = record.read(own_folder / "evidence" / "cpu.json")
+    assert kept == document, "what is printed is the record"
+    for level in document["levels"].values():
+        assert list(level["parts"]) == ["merge_attn_states"]
+        assert list(level["sources"]) == ["merge_attn_states cpu:torch"]
 
 
 COUNTS = ("passed", "failed", "skipped")
@@ -124,6 +130,68 @@ def test_a_whole_exam_is_recorded(own_folder: Path, monkeypatch: pytest.MonkeyPa
     assert record.read(elsewhere) is not None
 
 
+def test_an_exam_of_some_operators_renews_their_rows_alone(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All their kernels and what the public function promises; the capabilities stay."""
+    monkeypatch.setattr(pool, "answers", answered)
+    path = own_folder / "mine.json"
+    options = ("cuda_sm90", "--level", "contract", "--output", str(path))
+    assert check(*options).exit_code == 0
+    whole = record.read(path)
+    assert whole is not None
+    assert "parts" not in whole["levels"]["contract"]
+
+    def fails(target: str, level: Level, items: Any, terms: Any) -> Any:
+        yield from (Outcome(item, "failed", reason="now") for item in items)
+
+    monkeypatch.setattr(pool, "answers", fails)
+    result = check(*options, "-o", "rmsnorm", "-o", "mla_decode", "-o", "rmsnorm")
+    assert result.exit_code == 1
+    assert "mine.json" in "".join(result.stdout.split())
+    found = record.read(path)
+    assert found is not None
+    before, after = whole["levels"]["contract"], found["levels"]["contract"]
+    assert set(after["parts"]) == {"rmsnorm", "mla_decode"}
+    assert len(after["cases"]) == len(before["cases"])
+    for old, new in zip(before["cases"], after["cases"], strict=True):
+        mine = new["operator"] in after["parts"] and old["outcome"] != "skipped"
+        assert new == (old | {"outcome": "failed", "reason": "now"} if mine else old)
+    failed = {row["kernel"] for row in after["cases"] if row["outcome"] == "failed"}
+    assert failed >= {FUNCTION, "cuda_sm90:wgmma", "cuda_sm90:triton", "cpu:torch"}
+    assert after["failed"] == sum(row["outcome"] == "failed" for row in after["cases"])
+    assert after["passed"] == before["passed"] - after["failed"]
+    assert any(row["operator"] == CAPABILITIES for row in after["cases"])
+    assert after["sources"] == before["sources"]
+
+
+def test_cut_off_it_leaves_complete_what_had_all_its_answers(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "answers", answered)
+    assert check("cpu", "--level", "device").exit_code == 0
+    names = ("kda_gate", "rmsnorm", "mla_decode")
+
+    def cut(target: str, level: Level, items: Any, terms: Any) -> Any:
+        """All of rmsnorm, one of kda_gate, none of mla_decode."""
+        yield from (Outcome(item, "passed") for item in items if item.operator == "rmsnorm")
+        yield next(Outcome(item, "passed") for item in items if item.operator == "kda_gate")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "answers", cut)
+    result = check("cpu", "--level", "device", *(part for name in names for part in ("-o", name)))
+    assert result.exit_code == 130
+    assert result.stdout.count("cut off") == 1
+    found = record.read(own_folder / "evidence" / "cpu.json")
+    assert found is not None
+    level = found["levels"]["device"]
+    assert level["complete"]
+    parts = {name: part["complete"] for name, part in level["parts"].items()}
+    assert parts == {"kda_gate": False, "rmsnorm": True}
+    assert sum(row["operator"] == "kda_gate" for row in level["cases"]) == 1
+    assert sum(row["operator"] == "mla_decode" for row in level["cases"]) > 1
+
+
 def test_a_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(target: str, level: Level, items: Any, terms: Any) -> Any:
         yield from (Outcome(item, "failed", 0.5, 4e-3, reason="off by one") for item in items[:1])
@@ -173,7 +241,6 @@ def test_an_unreadable_record_is_said_before_the_work(own_folder: Path) -> None:
         (("cuda_sm120",), "no plugin for cuda_sm120 is installed"),
         (("cpu", "--level", "emulate"), "did you mean 'emulated'"),
         (("cpu", "--operator", "rmsnorn"), "did you mean 'rmsnorm'"),
-        (("cpu", "--operator", "rmsnorm", "--output", "x.json"), "takes a whole exam"),
     ],
 )
 def test_bad_requests(arguments: tuple[str, ...], told: str) -> None:

@@ -60,6 +60,10 @@ def test_there_is_none(tmp_path: Path) -> None:
         ('{"format": 1}', "is no evidence record"),
         ("[1, 2]", "is no evidence record"),
         ('{"format": 1, "target": "x", "levels": {"device": {"cases": [3]}}}', "no evidence"),
+        (
+            '{"format": 1, "target": "x", "levels": {"device": {"cases": [], "parts": {"a": {}}}}}',
+            "no evidence record .KeyError: 'complete'",
+        ),
         ('{"format": 7, "target": "x", "levels": {}}', "format 7, this archkey reads 1"),
     ],
 )

@@ -22,8 +22,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import archkey
 from archkey.cli import COMMANDS, cli
 from archkey.cli.explain import pick
+from archkey.conformance import evidence, record
+from archkey.conformance.levels import Item, Outcome
+from archkey.conformance.sources import digest
 from archkey.errors import ArchkeyError
 from archkey.ops import OPERATORS
 from archkey.settings import settings
@@ -400,6 +404,52 @@ def test_an_operator_without_kernel_is_null(acme: Path) -> None:
     rows = parsed("coverage", "-t", "acme_x1", ARCHKEY_STRICT="1")
     assert {row["kernel"] for row in rows} == {None} and not any(row["degraded"] for row in rows)
     assert "none" in run("coverage", "-t", "acme_x1", ARCHKEY_STRICT="1").stdout
+
+
+def recorded(day: int, *names: str, apart: bool = False) -> None:
+    """Level contract of the torch reference on acme_x1, in the user's record."""
+    session = archkey.open("acme_x1")
+    operators = [session.operators[name] for name in names]
+    codes = {one.name: digest(session.kernels(one.name)[-1], one) for one in operators}
+    level = record.block(
+        [Outcome(Item("contract", name, "cpu:torch", "builder"), "passed") for name in names],
+        complete=True,
+        date=f"2026-01-0{day}",
+        device=None,
+        versions={"torch": f"2.{day}"},
+        sources={f"{name} cpu:torch": code for name, code in codes.items()},
+        parts=dict.fromkeys(names, True) if apart else None,
+    )
+    evidence.keep(evidence.own_path("acme_x1"), "acme_x1", {"contract": level})
+
+
+def test_coverage_tells_of_operators_that_were_examined_apart(
+    acme: Path, environ: Callable[..., None]
+) -> None:
+    """Each has its own date and versions; a level on a target has one line for most of them."""
+    environ(ARCHKEY_DATA_DIR=str(acme / "data"))
+    recorded(1, "kda_gate", "mla_decode", "mla_prefill", "fused_add_rmsnorm")
+    command = ("coverage", "-t", "acme_x1")
+    notes = [line for line in run(*command, "--markdown").stdout.splitlines() if line[:1] == "-"]
+    assert notes == ["- acme_x1, contract: 2026-01-01, torch 2.1"]
+
+    recorded(2, "mla_prefill", "mla_decode", apart=True)
+    recorded(3, "mla_prefill", apart=True)
+    notes = [line for line in run(*command, "--markdown").stdout.splitlines() if line[:1] == "-"]
+    assert notes == [
+        "- acme_x1, contract: 2026-01-01, torch 2.1",
+        "- acme_x1, contract of `mla_decode`: 2026-01-02, torch 2.2",
+        "- acme_x1, contract of `mla_prefill`: 2026-01-03, torch 2.3",
+    ]
+    by = {row["operator"]: row["evidence"] for row in parsed(*command)}
+    dates = {name: found["date"][-1] for name, found in by.items() if found}
+    assert dates == {
+        "kda_gate": "1",
+        "fused_add_rmsnorm": "1",
+        "mla_decode": "2",
+        "mla_prefill": "3",
+    }
+    assert by["mla_prefill"]["versions"] == {"torch": "2.3"}
 
 
 # ---- demo

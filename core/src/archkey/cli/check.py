@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 from collections import Counter
+from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,14 @@ def command(
     kernel computes, on the card or else on the CPU. What cannot run here is skipped, with the
     reason, and never counts as passed. Cases run in processes of their own; progress goes to
     stderr. The outcome is kept in an evidence record, which `archkey coverage` reads: levels that
-    did not run now stay in it as they were. An exam of some operators only is not recorded.
+    did not run now stay in it as they were, and so do operators that were not asked for.
 
     Exit code 1 if a case failed, or if a level asked for by name ran no case.
 
     \b
     archkey check rocm_gfx950
     archkey check cuda_sm90 --level device --level accuracy
+    archkey check cuda_sm90 -o mla_decode -o mla_prefill --output evidence.json
     archkey check cuda_sm90.acme --operator rmsnorm --level interpreted --full
     archkey check acme_x1 --json | jq '.levels.interpreted.cases[] | select(.outcome == "failed")'
     """
@@ -75,19 +77,16 @@ def command(
     from archkey.conformance.pool import Terms
 
     wanted = parse_levels(levels)
-    if operators and output:
-        raise click.UsageError("--output takes a whole exam; leave out --operator.")
     subject = exam.find(name or find_device(None).target.key)
     for operator in operators:
         if operator not in subject.session.operators:
             raise UnknownName("operator", operator, subject.session.operators)
     terms = Terms(jobs or os.cpu_count() or 1, timeout, examples, seed)
     asked = {level: exam.questions(subject, level, operators, full) for level in wanted}
-    path = None if operators else output or evidence.own_path(subject.name)
-    if path:
-        record.read(path)  # one that cannot be understood is said before the work, not after
+    path = output or evidence.own_path(subject.name)
+    record.read(path)  # one that cannot be understood is said before the work, not after
     document = record.new(subject.target)
-    complete = _hold(subject, asked, terms, document, path)
+    complete = _hold(subject, asked, operators, terms, document, path)
     if as_json:
         emit(document)
     else:
@@ -101,20 +100,22 @@ def command(
 def _hold(
     subject: Subject,
     asked: dict[Level, tuple[list[Item], list[Outcome]]],
+    operators: Collection[str],
     terms: Terms,
     document: dict[str, Any],
-    path: Path | None,
+    path: Path,
 ) -> bool:
     """Hold the exam: each level goes into `document`, and to `path`, as soon as it ends.
 
-    False if it was interrupted; what was done by then is kept, marked as incomplete.
+    operators: those it is of; none means all. False if it was interrupted; what was done by then is
+    kept, marked as incomplete.
     """
     from archkey.cli import render
     from archkey.conformance import evidence, exam, record
     from archkey.conformance.pool import answers, built
 
     complete = True
-    versions, sources = _versions(subject), exam.sources(subject)
+    versions, sources = _versions(subject), exam.sources(subject, operators)
     ahead = {
         level: exam.ahead(subject, level, items) if terms.jobs > 1 else []
         for level, (items, _) in asked.items()
@@ -141,12 +142,22 @@ def _hold(
                 device=_device(subject, level),
                 versions=versions,
                 sources=sources,
+                parts=_answered(operators, items, outcomes),
             )
-            if path and (complete or len(outcomes) > len(answered)):
+            if complete or len(outcomes) > len(answered):
                 evidence.keep(path, subject.target, document["levels"])
             if not complete:
                 break
     return complete
+
+
+def _answered(
+    operators: Iterable[str], items: Iterable[Item], outcomes: Iterable[Outcome]
+) -> dict[str, bool]:
+    """Whether each of `operators` has all its answers."""
+    done = {outcome.item for outcome in outcomes}
+    cut = {item.operator for item in items if item not in done}
+    return {operator: operator not in cut for operator in operators}
 
 
 def _device(subject: Subject, level: Level) -> dict[str, Any] | None:
@@ -174,7 +185,7 @@ def _failed(document: dict[str, Any], asked: tuple[str, ...]) -> bool:
     return bool(idle) or any(level["failed"] for level in levels.values())
 
 
-def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
+def _show(name: str, document: dict[str, Any], path: Path) -> None:
     from rich.text import Text
 
     from archkey.cli import accuracy, render
@@ -211,7 +222,7 @@ def _show(name: str, document: dict[str, Any], path: Path | None) -> None:
             console.print(Text(what + _measured(row) + row["reason"], "red"))
     counts = {key: sum(level[key] for level in levels.values()) for key in _COUNTS}
     said = ", ".join(f"{count} {key}" for key, count in counts.items())
-    console.print(f"{name}: {said}" + (f"; recorded in {path}" if path else ""))
+    console.print(f"{name}: {said}; recorded in {path}")
 
 
 _COUNTS = ("passed", "failed", "skipped")
@@ -221,17 +232,20 @@ def _cell(rows: list[dict[str, Any]], level: dict[str, Any]) -> Text:
     """What became of a kernel at a level: counts, and the error next to its limit."""
     from rich.text import Text
 
+    from archkey.conformance.record import facts
+
     counts = Counter(row["outcome"] for row in rows)
     if counts["failed"]:
         return Text(f"{counts['failed']} failed\nof {counts['failed'] + counts['passed']}", "red")
     if not counts["passed"]:
         return Text("-" if rows else "", "dim")
-    text = f"{counts['passed']} passed" + ("" if level["complete"] else ",\ncut off")
+    complete = facts(level, rows[0]["operator"])["complete"]
+    text = f"{counts['passed']} passed" + ("" if complete else ",\ncut off")
     measured = [row for row in rows if row["tolerance"]]
     if measured:
         worst = max(measured, key=lambda row: row["error"] / row["tolerance"])
         text += "\n" + _measured(worst).rstrip().replace(" <=", "\n<=")
-    return Text(text, "green" if level["complete"] else "yellow")
+    return Text(text, "green" if complete else "yellow")
 
 
 def _measured(row: dict[str, Any]) -> str:

@@ -151,18 +151,31 @@ def _problem(found: Standing) -> str:
 
 
 def _markdown(rows: list[Row]) -> str:
-    """A table operator x target, then what each level was passed with."""
+    """A table operator x target, and the notes on it."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     cells = {(row["operator"], row["target"]): _plain(row) for row in rows}
     lines = ["| operator | " + " | ".join(targets) + " |", "|---" * (len(targets) + 1) + "|"]
     for operator in dict.fromkeys(row["operator"] for row in rows):
         listed = (cells.get((operator, target), "") for target in targets)
         lines.append(f"| `{operator}` | " + " | ".join(listed) + " |")
-    notes: dict[str, None] = {}
+    return "\n".join([*lines, "", *(f"- {note}" for note in _notes(rows))])
+
+
+def _notes(rows: list[Row]) -> Iterator[str]:
+    """What each level was passed with on a target.
+
+    Operators that were examined apart from most have lines of their own, which name them.
+    """
+    levels: dict[tuple[str, str], dict[str, list[str]]] = {}
     for row in rows:
         if row["evidence"]:
-            notes[f"{row['target']}, {row['level']}: {_told(row['evidence'])}"] = None
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes)])
+            groups = levels.setdefault((row["target"], row["level"]), {})
+            groups.setdefault(_told(row["evidence"]), []).append(f"`{row['operator']}`")
+    for (target, level), groups in levels.items():
+        first, *others = sorted(groups, key=lambda told: -len(groups[told]))
+        yield f"{target}, {level}: {first}"
+        for told in others:
+            yield f"{target}, {level} of {', '.join(groups[told])}: {told}"
 
 
 def _plain(row: Row) -> str:

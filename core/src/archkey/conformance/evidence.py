@@ -14,6 +14,7 @@ import filelock
 
 from archkey._files import data_path
 from archkey.conformance.levels import LADDER, Level
+from archkey.conformance.merge import merged
 from archkey.conformance.record import Standing, new, read, standing, write
 from archkey.conformance.sources import digest
 from archkey.errors import RecordError
@@ -40,7 +41,8 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
     """Put `levels` into the record at `path`; its other levels stay.
 
     So does one that was run before and could not be run now, or could be only without the card: a
-    laptop does not undo what a card's owner found of the same code.
+    laptop does not undo what a card's owner found of the same code. Where an exam was of some
+    operators, all this holds for each of them, and the level's other operators stay.
     """
     with filelock.FileLock(_lock(path)):
         record = read(path) or new(target)
@@ -50,22 +52,9 @@ def keep(path: Path, target: str, levels: Mapping[str, Any]) -> None:
                 "choose another file with --output"
             )
         before = record["levels"]
-        run = {n: new for n, new in levels.items() if _counts_more(new, before.get(n, {}))}
-        merged = {**before, **run}
-        record["levels"] = {name: merged[name] for name in _ORDER if name in merged}
+        after = {**before, **{n: merged(before.get(n), found) for n, found in levels.items()}}
+        record["levels"] = {name: after[name] for name in _ORDER if name in after}
         write(path, record)
-
-
-def _counts_more(new: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
-    """Whether a level goes in the place of what is recorded of it."""
-    if not _ran(new) or not _ran(before):
-        return not _ran(before)
-    lost = before.get("device") is not None and new.get("device") is None
-    return not lost or new["sources"] != before["sources"]
-
-
-def _ran(level: Mapping[str, Any]) -> bool:
-    return bool(level.get("passed") or level.get("failed"))
 
 
 def _lock(path: Path) -> Path:

@@ -152,11 +152,13 @@ def ahead(subject: Subject, level: Level, items: Iterable[Item]) -> list[Item]:
     return sorted(found, key=lambda item: item.case != RANDOM)
 
 
-def sources(subject: Subject) -> dict[str, str]:
-    """Digest of each examined kernel's code, by "operator kernel"."""
+def sources(subject: Subject, operators: Iterable[str] = ()) -> dict[str, str]:
+    """Digest of each examined kernel's code, by "operator kernel". operators: as in `questions`."""
+    wanted = set(operators)
     return {
         f"{name} {kernel.id}": digest(kernel, operator)
         for name, operator in subject.session.operators.items()
+        if not wanted or name in wanted
         for kernel in subject.kernels(name)
     }
 

@@ -10,6 +10,11 @@ nothing in it counts for code that has changed since: every kernel's digest stan
                              "date": "2026-11-21", "device": null, "versions": {"triton": "3.6.0"},
                              "sources": {"rmsnorm rocm_gfx950:triton": "46f4..."},
                              "cases": [{"operator": "rmsnorm", ...}]}}}
+
+An exam of some operators puts these in the place of what was recorded of them. What is said of a
+level (`complete`, `date`, `device`, `versions`) then stands for them apart, in the level's `parts`:
+
+    "parts": {"rmsnorm": {"complete": true, "date": "2026-11-25", "device": null, "versions": ...}}
 """
 
 from __future__ import annotations
@@ -25,7 +30,18 @@ from archkey._files import replace
 from archkey.conformance.levels import Level, Outcome
 from archkey.errors import RecordError
 
-__all__ = ["FORMAT", "Standing", "block", "new", "read", "standing", "write"]
+__all__ = [
+    "FORMAT",
+    "Standing",
+    "block",
+    "facts",
+    "level_of",
+    "new",
+    "operator_of",
+    "read",
+    "standing",
+    "write",
+]
 
 FORMAT = 1
 
@@ -43,19 +59,53 @@ def block(
     device: Mapping[str, Any] | None,
     versions: Mapping[str, str],
     sources: Mapping[str, str],
+    parts: Mapping[str, bool] | None = None,
 ) -> dict[str, Any]:
-    """One level of a record. complete: false if it was interrupted."""
-    rows = sorted(outcomes, key=lambda outcome: outcome.item)
-    counts = Counter(row.outcome for row in rows)
+    """One level of a record.
+
+    complete  False if the exam was interrupted
+    parts     of an exam of some operators, whether each of them is complete
+    """
+    said = {"complete": complete, "date": date, "device": device, "versions": dict(versions)}
+    return level_of(
+        said,
+        parts={operator: {**said, "complete": done} for operator, done in (parts or {}).items()},
+        sources=sources,
+        cases=[row.to_json() for row in outcomes],
+    )
+
+
+def level_of(
+    said: Mapping[str, Any],
+    *,
+    sources: Mapping[str, str],
+    cases: Iterable[Mapping[str, Any]],
+    parts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """A level of these rows, which are counted; `said` and each of `parts` as of `facts`."""
+    rows = sorted(cases, key=lambda row: (row["operator"], row["kernel"], row["case"]))
+    counts = Counter(row["outcome"] for row in rows)
     return {
         **{name: counts[name] for name in ("passed", "failed", "skipped")},
-        "complete": complete,
-        "date": date,
-        "device": device,
-        "versions": dict(versions),
+        **said,
+        **({"parts": dict(parts)} if parts else {}),
         "sources": dict(sources),
-        "cases": [row.to_json() for row in rows],
+        "cases": rows,
     }
+
+
+_FACTS = ("complete", "date", "device", "versions")
+
+
+def facts(level: Mapping[str, Any], operator: str = "") -> dict[str, Any]:
+    """What `level` says of the exam of `operator`: keys complete, date, device, versions."""
+    said = level.get("parts", {}).get(operator, level)
+    return {key: said[key] for key in _FACTS}
+
+
+def operator_of(source: str) -> str:
+    """The operator in a key of `sources`, "operator kernel"."""
+    return source.partition(" ")[0]
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -73,6 +123,8 @@ def read(path: Path) -> dict[str, Any] | None:
         for level in levels:
             for row in found["levels"][level]["cases"]:
                 Outcome.from_json(level, row)
+            for operator in found["levels"][level].get("parts", {}):
+                facts(found["levels"][level], operator)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             f"{path} is no evidence record ({type(error).__name__}: {error}); "
@@ -146,17 +198,18 @@ def standing(
             continue
         counts = Counter(row.outcome for row in rows)
         recorded = level_block["sources"].get(f"{operator} {kernel}")
+        said = facts(level_block, operator)
         found[level] = Standing(
             level=level,
             passed=counts["passed"],
             failed=counts["failed"],
             skipped=counts["skipped"],
-            complete=level_block["complete"],
+            complete=said["complete"],
             stale="" if recorded == digest else "its code has changed since",
             worst=max(rows, key=_badness),
-            date=level_block["date"],
-            versions=level_block["versions"],
-            device=level_block["device"],
+            date=said["date"],
+            versions=said["versions"],
+            device=said["device"],
         )
     return found
 
