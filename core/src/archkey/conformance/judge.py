@@ -216,8 +216,8 @@ def judge(
                 measured = [Measured(0.0, 0.0, "nothing to compute")]
             elif case.again and all(one.passed for one in measured):
                 measured = _again(tap, implementation, case.again(maker_of(session, seed)))
-        # The one that is worst for what it may be.
-        error, allowed, reason = max(measured, key=lambda one: one.share)
+        # The one that is worst for what it may be; where nothing may be, the largest.
+        error, allowed, reason = max(measured, key=lambda one: (one.share, one.error))
         passed = all(one.passed for one in measured)
     except Exception as failure:  # a kernel may raise anything, and the next case still runs
         reason = f"{type(failure).__name__}: {failure}"

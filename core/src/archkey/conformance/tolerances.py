@@ -90,7 +90,7 @@ TABLE = (
     *(
         Bound(operator, "out", f"{source} {dtype}", ANY, 4e-3, _WEIGHTS)
         for operator in _ATTENTION
-        for source in ("fp8", "bfloat16")
+        for source in (("bfloat16",) if operator in _SPARSE else ("fp8", "bfloat16"))
         for dtype in ("float16", "float32")
     ),
     Bound("unified_attention", "out", "float16 float32", ANY, 5e-4, _WEIGHTS),
