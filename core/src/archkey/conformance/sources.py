@@ -35,10 +35,13 @@ def digest(kernel: Kernel, operator: Operator) -> str:
 
 
 def _numbers(table: Table | None) -> Any:
-    """What of a table decides results. Where its numbers were measured does not."""
+    """What of a table decides results.
+
+    Where its numbers were measured does not, nor what a row may spill, which is a judge's bound.
+    """
     if table is None:
         return None
-    return [(row.values, row.when, row.requires, row.spills) for row in table.rows]
+    return [(row.values, row.when, row.requires) for row in table.rows]
 
 
 def closure(kernel: Kernel, operator: Operator) -> set[str]:
