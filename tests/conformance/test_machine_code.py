@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,7 +16,13 @@ from tests.core._fakes import card, kernel
 from archkey.conditions import at_least, is_
 from archkey.conformance.elf import target_of
 from archkey.conformance.instructions import INSTRUCTIONS, instructions_in
-from archkey.conformance.machine_code import Expectations, MachineCode, expectations, judge_code
+from archkey.conformance.machine_code import (
+    Expectations,
+    MachineCode,
+    expectations,
+    judge_code,
+    lost_in,
+)
 from archkey.errors import ArchkeyError
 from archkey.requirements import Requirement
 from archkey.target import Target
@@ -334,3 +341,34 @@ def test_shared_memory_is_what_the_card_has() -> None:
     given = kernel("fast", "toy_op")
     session = _fakes.session(given, device=card(shared_memory_bytes=99_000))
     assert expectations(given, _fakes.Toy(), session).shared_memory_bytes == 99_000
+
+
+# ---- a register that the compiler loses
+
+_PUT = "\tv_accvgpr_write_b32 a209, v43           ;  Reload Reuse\n"
+_MEMORY = "\tscratch_store_dwordx3 off, v[40:42], off offset:4 ; 12-byte Folded Spill\n"
+
+
+@pytest.mark.parametrize(
+    ("taken", "lost"),
+    [
+        ("\tv_accvgpr_mov_b32 a11, a209\n", ()),
+        ("\tv_accvgpr_write_b32 a11, a209\n", ()),
+        ("\tv_mfma_f32_16x16x32_bf16 a[0:3], v[58:61], a[208:211], a[0:3]\n", ()),
+        ("\tscratch_load_dwordx3 a[8:10], off, off offset:4 ; 12-byte Folded Reload\n", ("a209",)),
+        ("\tv_accvgpr_write_b32 a209, v7\n", ("a209",)),  # the next value is not this one
+        ("\tv_accvgpr_read_b32 v43, a20 ; not a209\n", ("a209",)),
+    ],
+)
+def test_what_was_spilt_is_taken_back(taken: str, lost: tuple[str, ...]) -> None:
+    assert lost_in(_PUT + _MEMORY + taken) == lost
+
+
+def test_a_lost_register_is_a_fault() -> None:
+    gfx950 = Target.parse("rocm_gfx950")
+    code = MachineCode(
+        "body", "rocm_gfx950", 256, {"vgprs": 256}, 24, {}, 0, {}, "amdgcn", lost=("a209",)
+    )
+    (said,) = judge_code([code], Expectations(gfx950, spills=64))
+    assert "a209" in said and "the compiler lost a register" in said
+    assert not judge_code([replace(code, lost=())], Expectations(gfx950, spills=64))

@@ -247,7 +247,7 @@ def test_where_numbers_were_measured_is_no_part_of_the_digest() -> None:
         return digest(replace(kernel, tuning=table, space=None), operator)
 
     assert changed(measured=H200) == changed(measured="not measured") == before
+    assert changed(spills=4) == before  # a bound of the judge's, as those of `tolerances`
     assert changed(values=RmsNormTuning(512, 1)) != before
     assert changed(when=(at_most("width", 7),)) != before
     assert changed(requires=(Requirement("triton", ">=3.7"),)) != before
-    assert changed(spills=4) != before

@@ -21,7 +21,7 @@ from archkey.launch import Compiled
 from archkey.session import Session
 from archkey.target import Target
 
-__all__ = ["Expectations", "MachineCode", "expectations", "judge_code", "read"]
+__all__ = ["Expectations", "MachineCode", "expectations", "judge_code", "lost_in", "read"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class MachineCode:
     instructions         name in INSTRUCTIONS -> how often it occurs
     searched             dialect of that search: "sass", "amdgcn", or "ptx" without a disassembler
     early                it may start before its predecessor ends (`launch_pdl`)
+    lost                 registers that were put away and are never taken back, see `lost_in`
     """
 
     name: str
@@ -55,6 +56,7 @@ class MachineCode:
     instructions: Mapping[str, int]
     searched: str
     early: bool = False
+    lost: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""
@@ -112,7 +114,28 @@ def _read_amd(compiled: Compiled) -> MachineCode:
         shared_memory_bytes=shared,
         instructions=MappingProxyType(instructions_in({"amdgcn": text})),
         searched="amdgcn",
+        lost=lost_in(text),
     )
+
+
+_PUT_AWAY = re.compile(r"v_accvgpr_write_b32 a(\d+),.*Reload Reuse")
+_ACCUMULATORS = re.compile(r"\ba(?:(\d+)\b|\[(\d+):(\d+)\])")
+
+
+def lost_in(assembly: str) -> tuple[str, ...]:
+    """Accumulators of an AMD program that hold what was spilt into them, and that nothing reads.
+
+    LLVM of Triton 3.6.0 spilt four registers, three into memory and one into an accumulator, and
+    took three back (gfx950): the fourth was whatever the accumulators' own place held.
+    """
+    kept = {int(n) for n in _PUT_AWAY.findall(assembly)}
+    used: set[int] = set()
+    for line in assembly.splitlines() if kept else ():
+        _, written, rest = line.partition("v_accvgpr_write_b32 ")
+        text = rest.partition(",")[2] if written else line
+        for one, first, last in _ACCUMULATORS.findall(text.partition(";")[0]):
+            used.update(range(int(one or first), int(one or last) + 1))
+    return tuple(f"a{n}" for n in sorted(kept - used))
 
 
 # Code object metadata: LLVM, "User Guide for AMDGPU Backend", code object V3 and later. An
@@ -190,6 +213,12 @@ def judge_code(codes: Sequence[MachineCode], expected: Expectations) -> list[str
                 f"{code.name} spills {code.spills} bytes a thread ({counts}), allowed are "
                 f"{expected.spills}; take a smaller tile or more warps, or state what was measured "
                 "to be worth it in the tuning row's `spills`"
+            )
+        if code.lost:
+            said.append(
+                f"{code.name} puts {', '.join(code.lost)} away and never takes it back: the "
+                "compiler lost a register, and what it computes is wrong; take a tile that spills "
+                "nothing"
             )
         if limit is not None and code.shared_memory_bytes > limit:
             said.append(
