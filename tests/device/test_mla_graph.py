@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.device._graphs import captured, near
 
 import archkey
-from archkey.conformance.tolerances import bound, distance
 from archkey.reference.mla import mla_decode
 
 pytestmark = [
@@ -52,11 +52,7 @@ def test_a_captured_call_serves_other_lengths(heads: int, queries: int, splits: 
     with torch.inference_mode():
         q.normal_(std=4)
         cache.normal_(std=0.1)
-        call()  # builds; a capture may not
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out, lse = call()
+        graph, (out, lse) = captured(call)
         for new, pages in filled(batch):
             q.normal_(std=4)
             cache.normal_(std=0.1)
@@ -68,7 +64,5 @@ def test_a_captured_call_serves_other_lengths(heads: int, queries: int, splits: 
                 q, cache, table, lengths, None, queries, TABLE * PAGE, None, None, SCALE, 512, True,
                 -1, compute_dtype=torch.float64,
             )  # fmt: skip
-            allowed = bound("mla_decode", "out", out.dtype, "device", "bfloat16").value
-            assert distance(out, want) <= allowed, new
-            allowed = bound("mla_decode", "lse", lse.dtype, "device", "bfloat16").value
-            assert distance(lse, want_lse, "lse") <= allowed, new
+            assert near("mla_decode", "out", out, want, "bfloat16"), new
+            assert near("mla_decode", "lse", lse, want_lse, "bfloat16"), new

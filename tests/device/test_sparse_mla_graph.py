@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.device._graphs import captured, near
 
 import archkey
-from archkey.conformance.tolerances import bound, distance
 from archkey.formats import sparse_kv
 from archkey.reference.sparse_mla import sparse_mla_decode
 
@@ -63,11 +63,7 @@ def test_a_captured_call_serves_other_lists(heads: int, kv_format: str) -> None:
 
     with torch.inference_mode():
         fill()
-        call()  # builds; a capture may not
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            out, lse = call()
+        graph, (out, lse) = captured(call)
         source = "bfloat16" if kv_format == "bf16" else "fp8"
         for new, entries in filled():
             fill()
@@ -79,7 +75,5 @@ def test_a_captured_call_serves_other_lists(heads: int, kv_format: str) -> None:
                 q, cache, lists, lengths, None, None, None, None, SCALE, 512, kv_format,
                 compute_dtype=torch.float64,
             )  # fmt: skip
-            allowed = bound("sparse_mla_decode", "out", out.dtype, "device", source).value
-            assert distance(out, want) <= allowed, new
-            allowed = bound("sparse_mla_decode", "lse", lse.dtype, "device", source).value
-            assert distance(lse, want_lse, "lse") <= allowed, new
+            assert near("sparse_mla_decode", "out", out, want, source), new
+            assert near("sparse_mla_decode", "lse", lse, want_lse, source), new

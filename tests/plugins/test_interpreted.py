@@ -43,6 +43,13 @@ QUANT = [
 ]
 
 
+def passes_on_the_shared_body(target: str, case: Case) -> None:
+    """The kernel of that name ran, and is right for this level."""
+    result = judge(archkey.open(target), case, level="interpreted")
+    assert result.kernel == f"{target}:triton"
+    assert result.passed, result
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.operator} {case.label}")
 def test_kernel_agrees_with_reference(target: str, case: Case) -> None:
@@ -130,9 +137,7 @@ ATTENTION = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_attention_agrees_with_reference(target: str, case: Case) -> None:
-    result = judge(archkey.open(target), case, level="interpreted")
-    assert result.kernel == f"{target}:triton"
-    assert result.passed, result
+    passes_on_the_shared_body(target, case)
 
 
 def test_attention_is_batch_invariant() -> None:
@@ -213,9 +218,7 @@ MLA = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_mla_agrees_with_reference(target: str, case: Case) -> None:
-    result = judge(archkey.open(target), case, level="interpreted")
-    assert result.kernel == f"{target}:triton"
-    assert result.passed, result
+    passes_on_the_shared_body(target, case)
 
 
 # One of each thing that a packed cache is asked for: every format where formats differ.
@@ -251,9 +254,7 @@ SPARSE_KV = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_packed_caches_agree_with_reference(target: str, case: Case) -> None:
-    result = judge(archkey.open(target), case, level="interpreted")
-    assert result.kernel == f"{target}:triton"
-    assert result.passed, result
+    passes_on_the_shared_body(target, case)
 
 
 SPARSE = [
@@ -294,9 +295,7 @@ SPARSE = [
     ids=lambda value: getattr(value, "name", value),
 )
 def test_sparse_mla_agrees_with_reference(target: str, case: Case) -> None:
-    result = judge(archkey.open(target), case, level="interpreted")
-    assert result.kernel == f"{target}:triton"
-    assert result.passed, result
+    passes_on_the_shared_body(target, case)
 
 
 def test_a_wrong_kernel_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

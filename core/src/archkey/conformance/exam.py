@@ -103,7 +103,8 @@ def questions(
     wanted = set(operators)
     items: list[Item] = []
     answered: list[Outcome] = []
-    device = device_of(subject.target, level)  # asks the drivers: once
+    # Both ask the drivers: once a level, not once a kernel.
+    device, interpreting = device_of(subject.target, level), interprets(subject.target, level)
     absent, emulating = _absent(subject.target, level, device), isinstance(device, Emulated)
     if not wanted and not absent:
         items, answered = _capability_questions(subject, level)
@@ -122,10 +123,10 @@ def questions(
             calls = refusals(subject.session, operator)
             items += [Item(level.value, name, FUNCTION, REFUSES + call) for call in calls]
         for kernel in kernels:
-            if why := absent or _cannot(subject, level, kernel, emulating):
+            if why := absent or _cannot(subject, level, kernel, emulating, interpreting):
                 answered.append(_skipped(level, name, kernel.id, why))
                 continue
-            cases = _cases(subject, level, kernel, full)
+            cases = _cases(subject, level, kernel, device, full)
             items += [Item(level.value, name, kernel.id, case) for case in cases]
             if not cases:
                 what = "cases of accuracy" if level is Level.ACCURACY else "cases"
@@ -167,7 +168,9 @@ def _skipped(level: Level, operator: str, kernel: str, why: str) -> Outcome:
     return Outcome(Item(level.value, operator, kernel, ALL), "skipped", reason=why)
 
 
-def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[str]:
+def _cases(
+    subject: Subject, level: Level, kernel: Kernel, device: Device | None, full: bool
+) -> list[str]:
     operator = subject.session.operators[kernel.operator]
     examples = [EXAMPLE + label for label in operator.examples]
     if level is Level.CONTRACT:
@@ -175,16 +178,15 @@ def _cases(subject: Subject, level: Level, kernel: Kernel, full: bool) -> list[s
     if level is Level.COMPILED:
         return examples
     if level is Level.ACCURACY:
-        sizes = _sizes(subject, kernel, full)
+        sizes = _sizes(kernel, device, full)
         return [case.name for case in accuracy_of(operator) if sizes(case)]
     small = level in (Level.INTERPRETED, Level.EMULATED) and not full
     cases = [case.name for case in cases_of(operator) if case.edge or not small]
     return [*cases, RANDOM] if operator.cases else cases
 
 
-def _sizes(subject: Subject, kernel: Kernel, full: bool) -> Callable[[Case], bool]:
+def _sizes(kernel: Kernel, device: Device | None, full: bool) -> Callable[[Case], bool]:
     """Which cases of level accuracy are asked: what there is time for where `kernel` would run."""
-    device = device_of(subject.target, Level.ACCURACY)
     if full or (device is not None and device.torch_kind != "cpu"):
         return lambda case: True
     if device is None and has_triton(kernel):
@@ -192,10 +194,13 @@ def _sizes(subject: Subject, kernel: Kernel, full: bool) -> Callable[[Case], boo
     return lambda case: not case.large
 
 
-def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> str:
+def _cannot(
+    subject: Subject, level: Level, kernel: Kernel, emulating: bool, interpreting: bool
+) -> str:
     """Why `level` cannot be run for `kernel`, if the device is there; "" if it can.
 
-    emulating  the device is archkey's own emulator, which runs Triton's programs alone
+    emulating     the device is archkey's own emulator, which runs Triton's programs alone
+    interpreting  Triton's interpreter stands in for the device
     """
     modules = imports(kernel)
     uses = {name.partition(".")[0] for name in modules}
@@ -203,7 +208,7 @@ def _cannot(subject: Subject, level: Level, kernel: Kernel, emulating: bool) -> 
         if "triton" not in uses:
             return "no Triton body: nothing to compile"
         return _no_compiler(subject.session.device.target)
-    if level is Level.INTERPRETED or interprets(subject.target, level):
+    if interpreting:
         if subject.target == DEFAULT:
             return "here the CPU is the device: see level device"
         if kernel.plugin == DEFAULT:
