@@ -22,6 +22,7 @@ class ChunkKdaProblem(NamedTuple):
     state_dtype    dtype of initial_state, or "none"; final_dtype likewise
     track, intermediate   whether snapshots are taken: one a sequence, one a chunk
     small_grid     at most 256 (chunk, value head) pairs: too few to fill a GPU
+    batch_invariant  a sequence's bits follow from it alone
     aligned        q, k, v, g, o and states: pointers and strides are multiples of 16 bytes
     """
 
@@ -49,6 +50,7 @@ class ChunkKdaProblem(NamedTuple):
     intermediate: bool = False
     small_grid: bool = False
     aligned: bool = True
+    batch_invariant: bool = False
     operator: str = "chunk_kda"
 
 
@@ -178,6 +180,9 @@ OPERATORS = (
                 "GVA, finished gate": ChunkKdaProblem(
                     "bfloat16", "float32", "float32", 2, 6, 64, 64, state_dtype="float32",
                     final_dtype="float32",
+                ),
+                "Kimi-Linear TP8, batch invariant": _kimi(
+                    ChunkKdaProblem, 4, batch_invariant=True
                 ),
                 "Kimi-K3 TP8, bf16 state": _kimi(
                     ChunkKdaProblem, 12, "sigmoid", state_dtype="bfloat16", final_dtype="bfloat16"

@@ -48,6 +48,7 @@ def chunk_problem(
     chunks: tuple[int, Any, Any],
     track: tuple[Any, Any],
     intermediate: bool,
+    batch_invariant: bool,
     scale: Any,
     out: Any,
 ) -> ChunkKdaProblem:
@@ -69,6 +70,7 @@ def chunk_problem(
         track=tracked,
         intermediate=intermediate,
         small_grid=count is not None and q.shape[0] * count * v.shape[2] <= SMALL_GRID,
+        batch_invariant=batch_invariant,
     )
 
 

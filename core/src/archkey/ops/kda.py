@@ -75,6 +75,7 @@ def chunk_kda(
     chunk_offsets: torch.Tensor | None = None,
     track_state: torch.Tensor | None = None,
     track_chunk_idx: torch.Tensor | None = None,
+    batch_invariant: bool = False,
     **engine_extras: Any,
 ) -> Results | ResultsWithChunks:
     """KDA for prefill.
@@ -95,6 +96,8 @@ def chunk_kda(
     chunk_indices, chunk_offsets  as chunk_layout makes them; made if missing
     track_state  float32 `[N, HV, K, V]`: gets the state before chunk track_chunk_idx `[N]` (int32)
               of each sequence; a number that is no chunk of it leaves the row alone
+    batch_invariant  a sequence's results are the same to the bit whatever else is in the batch:
+              where it is cut into segments follows from its own length
 
     Returns (o, final_state), and with return_intermediate_states h `[B, NT, HV, K, V]` in v's
     dtype, the state before each chunk. final_state is the pool if there is one.
@@ -115,13 +118,13 @@ def chunk_kda(
         op, metadata(q, k, v, g, out, initial_state, final_state),
         layouts(beta, *gate, *lengths, slots, *chunks, *track, scale),
         flags, lower_bound, safe_gate, output_final_state, v_first, same, chunk_size,
-        return_intermediate_states,
+        return_intermediate_states, batch_invariant,
     )  # fmt: skip
     problem = session.problems.get(key)
     if problem is None:
         problem = problems.chunk_problem(
             tokens, flags, gate, lengths, states, slots, chunks, track,
-            return_intermediate_states, scale, out,
+            return_intermediate_states, batch_invariant, scale, out,
         )  # fmt: skip
         remember(session.problems, key, problem)
     if torch.is_grad_enabled():
