@@ -27,9 +27,10 @@ from archkey.launch import Build
 
 if TYPE_CHECKING:
     from archkey.kernel import Run
+    from archkey.launch import Program
     from archkey.ops.kda import ChunkKdaProblem
 
-__all__ = ["build_chunk_kda"]
+__all__ = ["build_chunk_kda", "run_of"]
 
 _UNITS = 128
 """Compute units of a device that does not say: pretended ones, of this size as a rule."""
@@ -37,12 +38,17 @@ _UNITS = 128
 
 def build_chunk_kda(problem: ChunkKdaProblem, build: Build) -> Run:
     """`run(q, k, v, .., track_state)`, in the order of the operator's inputs and outputs."""
-    if problem.batch_invariant:  # nothing may depend on how many chunks there are
-        problem = problem._replace(small_grid=False)
     tuning: KdaChunkTuning = build.tuning(problem)
+    return run_of(problem, build, tuning, chunk_program(problem, tuning))
+
+
+def run_of(
+    problem: ChunkKdaProblem, build: Build, tuning: KdaChunkTuning, chunks_alone: Program
+) -> Run:
+    """`run` with a body of the parameters of `kda_chunk_body` for every chunk by itself."""
     k_pad, v_pad, *_, columns = sizes_of(problem, tuning)
     heads, chunk = problem.value_heads, problem.chunk_size
-    prepare = build.compile(chunk_program(problem, tuning))
+    prepare = build.compile(chunks_alone)
     map_segments = build.compile(maps_program(problem, tuning))
     walk_segments = build.compile(walk_program(problem, tuning, segmented=True))
     walk_whole = None

@@ -48,14 +48,14 @@ def part_of(cu_seqlens, sequences, tokens, slot, LENGTH):
     Of a batch, every sequence has the same number of parts.
     """
     if cu_seqlens is None:
-        parts = tl.maximum(tl.cdiv(tokens, LENGTH), 1)
+        parts = tl.maximum((tokens + LENGTH - 1) // LENGTH, 1)
         sequence = slot // parts
         batch = sequence
         part = slot - sequence * parts
         first = part * LENGTH
         rest = tokens - first
     else:
-        low, high = tl.full([], 0, tl.int32), sequences
+        low, high = 0 * slot, sequences
         while low < high:
             middle = (low + high + 1) // 2
             if tl.load(cu_seqlens + middle).to(tl.int32) // LENGTH + middle <= slot:
@@ -63,7 +63,7 @@ def part_of(cu_seqlens, sequences, tokens, slot, LENGTH):
             else:
                 high = middle - 1
         sequence = low
-        batch = tl.full([], 0, tl.int32)
+        batch = 0 * sequence
         begin = tl.load(cu_seqlens + sequence).to(tl.int32)
         end = tl.load(cu_seqlens + sequence + 1, sequence < sequences, other=0).to(tl.int32)
         end = tl.where(sequence < sequences, end, tokens)
@@ -77,7 +77,7 @@ def part_of(cu_seqlens, sequences, tokens, slot, LENGTH):
 def chunk_slot_of(cu_seqlens, tokens, sequence, LENGTH):
     """Slot of a sequence's first part, as `part_of` deals them out."""
     if cu_seqlens is None:
-        slot = sequence * tl.maximum(tl.cdiv(tokens, LENGTH), 1)
+        slot = sequence * tl.maximum((tokens + LENGTH - 1) // LENGTH, 1)
     else:
         slot = tl.load(cu_seqlens + sequence).to(tl.int32) // LENGTH + sequence
     return slot

@@ -87,6 +87,24 @@ _SPARSE_WARP_GROUPS = tuple(
     for operator in ("sparse_mla_prefill", "sparse_mla_decode")
 )
 
+_KDA_WARPS = archkey.Kernel(
+    operator="chunk_kda",
+    name="mma",
+    build="archkey_cuda_sm90.kernels.kda_chunk:build_chunk_kda",
+    accepts=(
+        one_of("dtype", ("bfloat16", "float16"), "rows go to the matrix units as they are"),
+        is_("head_dim", 128, "a warp holds 16 rows of k as the matrix units do"),
+        is_("head_dim_v", 128, "one tile of values"),
+        is_("chunk_size", 64, "four warps of 16 tokens"),
+        is_("l2norm", True, "keys of unit length fit into float16"),
+        is_("aligned", True, "rows are copied 16 bytes at a time"),
+    ),
+    needs=(is_("wgmma", True, "a warp group multiplies from shared memory"),),
+    requires=_WARP_GROUPS.requires,
+    tuning=_TUNING["chunk_kda"],
+    summary="Gluon body prepares chunks in registers; states are walked by the shared body",
+)
+
 _FLASH_MLA = (
     Requirement("flash_mla", ">=1.0", "optional; built from github.com/deepseek-ai/FlashMLA"),
     Requirement("vllm", ">=0.26,<0.27", "optional; its copy's interface was read in 0.26.0"),
@@ -157,6 +175,7 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
     yield from _SPARSE_WARP_GROUPS
     yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
+    yield _KDA_WARPS
     yield from chunk_kda_kernels(_TUNING["chunk_kda"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
