@@ -227,7 +227,7 @@ def kda_walk_body(
             entry += HV * (KP * (VP + KP))
         own = d[:, None] * (VP + KP)
         state = tl.load(entry + own + column[None, :])
-        for _ in tl.range(1, segment):
+        for _ in tl.range(1, segment, num_stages=1):
             entry += HV * (KP * (VP + KP))
             transfer = tl.load(entry + own + VP + d[None, :])
             state = tl.dot(

@@ -28,6 +28,9 @@ __all__ = ["kda_chunk_body"]
 _log_gate, _part_of, _step_size = (
     gluon.jit(part.fn) for part in (kda_parts.log_gate, kda_parts.part_of, kda_parts.step_size)
 )
+_SIGMOID: gl.constexpr = gl.constexpr(
+    "{ .reg .f32 t; ex2.approx.ftz.f32 t, $1; add.f32 t, t, 0f3f800000; rcp.approx.ftz.f32 $0, t; }"
+)
 
 _LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 _L2_EPS: gl.constexpr = gl.constexpr(1e-6)
@@ -153,7 +156,15 @@ def _ranges(low, high):
 def _left_over(ranges, gates):
     """[4, 16, 64]: 2 to the sum of a tile's gates over a range for each row."""
     none = gl.zeros([4, 16, 64], gl.float32, _OWN)
-    return gl.exp2(_from_sums(mma_v2(ranges, gates, none)))
+    # What is below the smallest normal number may as well be 0.
+    return _per_element("ex2.approx.ftz.f32 $0, $1;", _from_sums(mma_v2(ranges, gates, none)))
+
+
+@gluon.jit
+def _per_element(text: gl.constexpr, x):
+    return gl.inline_asm_elementwise(
+        text, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -179,7 +190,10 @@ def _gates(
         x += gl.load(dt_bias + 64 * HALF + d).to(gl.float32)[None, None, :]
     b = gl.arange(0, 4, gl.SliceLayout(1, gl.SliceLayout(2, _GATES)))[:, None, None]
     n = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, _GATES)))[None, :, None]
-    x = _log_gate(x, rate, lower_bound, GATE) * _LOG2E
+    if GATE == "sigmoid":
+        x = (lower_bound * _LOG2E) * _per_element(_SIGMOID, x * (-_LOG2E * rate))
+    else:
+        x = _log_gate(x, rate, lower_bound, GATE) * _LOG2E
     return gl.where(b * 16 + n < count, x, 0.0)
 
 
@@ -237,16 +251,16 @@ def _near(q0, q1, k0, k1, g0, g1):
     m = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, _OWN)))[None, None, :]
     parting = gl.where(n > m, n ^ m, 0)
     row = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, _OWN_LEFT)))[None, :, None]
-    keys = gl.zeros([4, 16, 16], gl.float32, _OWN)
-    queries = gl.zeros([4, 16, 16], gl.float32, _OWN)
+    none = gl.zeros([4, 16, 16], gl.float32, _OWN)
+    keys, queries = none, none
     for level in gl.static_range(4):
         meeting = (row | ((2 << level) - 1)) - (1 << level)
         ranges = _ranges(gl.minimum(row, meeting), gl.maximum(row, meeting))
         here = parting >> level == 1
         left = _left_over(ranges, g0).to(gl.float16)
         part = _as_rows(k0 * left)
-        k_sum = _times(part, part, keys)
-        q_sum = _times(_as_rows(q0 * left), part, queries)
+        k_sum = _times(part, part, none)
+        q_sum = _times(_as_rows(q0 * left), part, none)
         left = _left_over(ranges, g1).to(gl.float16)
         part = _as_rows(k1 * left)
         keys = gl.where(here, _times(part, part, k_sum), keys)
