@@ -159,7 +159,7 @@ def maps_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             "STATE_UNIT": state_unit,
             "V_FIRST": problem.state_v_first,
             "CODE": _triton_type(problem),
-            "STAGES": tuning.stages,
+            "STAGES": tuning.map_stages,
             "INTERPRETED": interpreting(),
         },
         aligned=frozenset(

@@ -18,6 +18,7 @@ class KdaChunkTuning:
                  are better than segments, which are walked twice
     walk_warps   warps of such a program
     stages       chunks that are on their way from memory
+    map_stages   the same where only what a segment does to a state is wanted
     resident     walking programs that a compute unit holds at once: what is not filled by far is
                  filled with segments of sequences
     segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment
@@ -29,6 +30,7 @@ class KdaChunkTuning:
     few: int
     walk_warps: int
     stages: int
+    map_stages: int
     resident: int = 1
     segment: int = 8
     precision: str = "ieee"
