@@ -138,10 +138,7 @@ def kda_decode_body(
     d = tl.arange(0, KP)
     column = block * BV + tl.arange(0, BV)
     has_k, has_v = d < K, column < V
-    if AXIS == 1:
-        inside = has_v[:, None] & has_k[None, :]
-    else:
-        inside = has_k[:, None] & has_v[None, :]
+    inside = tl.expand_dims(has_k, 1 - AXIS) & tl.expand_dims(has_v, AXIS)
     out += (batch * out_batch + first * out_stride + head64 * out_head) * OUT_UNIT + column
 
     if not known:
@@ -152,12 +149,12 @@ def kda_decode_body(
             tl.store(rows, nothing, (t + row < count)[:, None] & has_v[None, :])
             rows += _ROWS * out_stride * OUT_UNIT
         if final_state is not None and not IN_PLACE:
-            if sequence < sequences:
-                tile = _tile(
-                    final_state, target, head64, d, column, final_stride, final_head, final_row,
-                    FINAL_UNIT, AXIS,
-                )  # fmt: skip
-                tl.store(tile, tl.zeros(tile.shape, final_state.dtype.element_ty), inside)
+            tile = _tile(
+                final_state, target, head64, d, column, final_stride, final_head, final_row,
+                FINAL_UNIT, AXIS,
+            )  # fmt: skip
+            nothing = tl.zeros(tile.shape, final_state.dtype.element_ty)
+            tl.store(tile, nothing, inside & (sequence < sequences))
         return
 
     group = (head // GROUP).to(tl.int64)
