@@ -15,6 +15,7 @@ SHARED = (
     *("mla_decode", "mla_prefill", "merge_attn_states"),
     *("quantize_sparse_kv", "dequantize_sparse_kv", "logical_to_physical_indices"),
     *("sparse_mla_prefill", "sparse_mla_decode"),
+    *("fused_recurrent_kda", "kda_packed_decode", "kda_gate", "kda_gate_chunk_cumsum"),
 )
 OWN = {
     ("cuda_sm90", operator): {"wgmma"}
