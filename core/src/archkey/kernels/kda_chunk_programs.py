@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["chunk_program", "columns_of", "maps_program", "sizes_of", "state_units", "walk_program"]
 
 _INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
-_MOST = 128
-"""Columns that a program prepares at once."""
 
 
 def sizes_of(problem: ChunkKdaProblem) -> tuple[int, int]:
@@ -117,8 +115,8 @@ def chunk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             "V": problem.head_dim_v,
             "KP": k_pad,
             "VP": v_pad,
-            "BK": min(k_pad, _MOST),
-            "BV": min(v_pad, _MOST),
+            "BK": min(k_pad, tuning.block),
+            "BV": min(v_pad, tuning.block),
             "C": problem.chunk_size,
             "LEVELS": problem.chunk_size.bit_length() - 1,
             "UNIT": unit_of(problem.dtype, problem.aligned),

@@ -13,6 +13,7 @@ class KdaChunkTuning:
     """How the bodies of chunk_kda work.
 
     chunk_warps  warps of a program that prepares a chunk
+    block        columns of q, k and v that it has in registers at once
     columns      columns of a state that a program walks with
     few          the same where sequences and heads are too few for `columns`; the most programs
                  are better than segments, which are walked twice
@@ -26,6 +27,7 @@ class KdaChunkTuning:
     """
 
     chunk_warps: int
+    block: int
     columns: int
     few: int
     walk_warps: int
@@ -36,7 +38,7 @@ class KdaChunkTuning:
     precision: str = "ieee"
 
     def __post_init__(self) -> None:
-        for name in ("chunk_warps", "columns", "few", "walk_warps"):
+        for name in ("chunk_warps", "block", "columns", "few", "walk_warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, is {value}")
