@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fla's KDA on archkey: names, orders, defaults, layouts and bounds of flash-linear-attention 0.6.0.
+"""fla's KDA on archkey: names, orders, defaults, layouts, bounds of flash-linear-attention 0.6.0.
 
 The calls are a drawn part of those that its tests make, with inputs of the same kinds; what they
 are held against is written anew. `fla_suite.py` runs its tests themselves.
@@ -54,6 +54,10 @@ SIGNATURES: dict[str, dict[str, Any]] = {
         **FLAGS,
         **{"lower_bound": None, "out": None, "kwargs": REQUIRED},
     },
+}
+SIGNATURES["fused_kda_gate"] = {
+    **{"g": REQUIRED, "A_log": None, "dt_bias": None, "lower_bound": None},
+    "output_dtype": torch.float32,
 }
 BOTH = ("chunk_kda", "fused_recurrent_kda")
 
@@ -158,6 +162,28 @@ def test_packed_sequences_with_raw_gates(
         allow_neg_eigval=True, **more,
     )  # fmt: skip
     assert [error(*pair) < 0.002 for pair in zip(got, want, strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("shape", "rates", "bias", "lower_bound"),
+    [
+        ((1, 2, 2, 12), True, False, -5.0),
+        ((2, 64, 4, 32), False, True, -5.0),
+        ((7, 3, 60), True, True, None),
+    ],
+)
+def test_the_gate(
+    shape: tuple[int, ...], rates: bool, bias: bool, lower_bound: float | None
+) -> None:
+    g, (heads, dim) = torch.randn(shape) * 10, shape[-2:]
+    A_log = torch.empty(1, 1, heads, 1).uniform_(1, 16).log() if rates else None
+    dt_bias = torch.randn(heads * dim) if bias else None
+    call = {"g": g, "A_log": A_log, "dt_bias": dt_bias, "lower_bound": lower_bound}
+    want = gated(**call)
+    assert error(run("fused_kda_gate", **call), want) < 1e-4
+    assert run("fused_kda_gate", **call, output_dtype=torch.bfloat16).dtype == torch.bfloat16
+    turned = g.transpose(0, -1).contiguous().transpose(0, -1)
+    assert error(run("fused_kda_gate", **call | {"g": turned}), want) < 1e-4
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["finished gate", "raw gate"])

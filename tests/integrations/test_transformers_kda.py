@@ -117,9 +117,7 @@ def forwards(model: Any, device: str, parts: tuple[int, ...], mask: Any = None) 
     for size in parts:
         end = start + size
         seen = None if mask is None else mask[:, :end]
-        found = model(
-            ids[:, start:end], attention_mask=seen, past_key_values=past, use_cache=True
-        )
+        found = model(ids[:, start:end], attention_mask=seen, past_key_values=past, use_cache=True)
         past, start = found.past_key_values, end
         logits.append(found.logits.float())
     return torch.cat(logits, 1)
@@ -143,9 +141,7 @@ def of_each(dtype: torch.dtype, device: str, *more: Any) -> tuple[torch.Tensor, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_prompt_and_then_256_steps(
-    dtype: torch.dtype, device: str, calls: Counter[str]
-) -> None:
+def test_a_prompt_and_then_256_steps(dtype: torch.dtype, device: str, calls: Counter[str]) -> None:
     want, own, ours = of_each(dtype, device, (PROMPT, *(1,) * STEPS))
     assert calls == {"chunk_kda": LINEAR, "fused_recurrent_kda": LINEAR * STEPS}
     for part in (slice(0, PROMPT), slice(PROMPT, None), slice(-32, None)):

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import archkey
 from archkey.errors import MissingDependency
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
 else:
     from archkey._torch import torch
 
-__all__ = ["chunk_kda", "fused_recurrent_kda", "fused_recurrent_kda_fwd", "install", "routed"]
+__all__ = [
+    "chunk_kda",
+    "fused_kda_gate",
+    "fused_recurrent_kda",
+    "fused_recurrent_kda_fwd",
+    "install",
+    "routed",
+]
 
 
 def chunk_kda(
@@ -77,7 +84,7 @@ def chunk_kda(
         cu_seqlens_cpu = cu_seqlens.cpu()  # for the shape of h; fla waits for it in every call
     gate = _gate(use_gate_in_kernel, kwargs.get("A_log"), kwargs.get("dt_bias"), lower_bound)
     return archkey.chunk_kda(
-        *map(_readable, (q, k, v, g, beta)),
+        *_readable(q, k, v, g, beta),
         scale,
         initial_state,
         output_final_state,
@@ -86,14 +93,14 @@ def chunk_kda(
         use_beta_sigmoid_in_kernel,
         allow_neg_eigval,
         safe_gate,
-        gate["lower_bound"],
+        gate.lower_bound,
         disable_recompute,
         return_intermediate_states,
         state_v_first,
         cu_seqlens,
         cu_seqlens_cpu,
-        A_log=gate["A_log"],
-        dt_bias=gate["dt_bias"],
+        A_log=gate.A_log,
+        dt_bias=gate.dt_bias,
         chunk_size=kwargs.get("chunk_size", 64),
         cp_context=cp_context,
         **_old_name(kwargs),
@@ -124,8 +131,9 @@ def fused_recurrent_kda(
 
     Returns (o, final_state); initial_state is only read.
     """
-    return archkey.fused_recurrent_kda(  # type: ignore[no-any-return]
-        *map(_readable, (q, k, v, g, beta)),
+    gate = _gate(use_gate_in_kernel, A_log, dt_bias, lower_bound)
+    return archkey.fused_recurrent_kda(
+        *_readable(q, k, v, g, beta),
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -135,7 +143,9 @@ def fused_recurrent_kda(
         allow_neg_eigval=allow_neg_eigval,
         state_v_first=state_v_first,
         cu_seqlens=cu_seqlens,
-        **_gate(use_gate_in_kernel, A_log, dt_bias, lower_bound),
+        A_log=gate.A_log,
+        dt_bias=gate.dt_bias,
+        lower_bound=gate.lower_bound,
         **_old_name(kwargs),
     )
 
@@ -171,8 +181,9 @@ def fused_recurrent_kda_fwd(
 
     Returns (out, final_state), which is initial_state with inplace_final_state.
     """
-    return archkey.fused_recurrent_kda(  # type: ignore[no-any-return]
-        *map(_readable, (q, k, v, g, beta)),
+    gate = _gate(use_gate_in_kernel, A_log, dt_bias, lower_bound)
+    return archkey.fused_recurrent_kda(
+        *_readable(q, k, v, g, beta),
         scale=scale,
         initial_state=initial_state,
         output_final_state=output_final_state,
@@ -186,13 +197,36 @@ def fused_recurrent_kda_fwd(
         num_accepted_tokens=num_accepted_tokens,
         inplace_final_state=inplace_final_state,
         out=out,
-        **_gate(use_gate_in_kernel, A_log, dt_bias, lower_bound),
+        A_log=gate.A_log,
+        dt_bias=gate.dt_bias,
+        lower_bound=gate.lower_bound,
     )
 
 
-def _readable(x: torch.Tensor) -> torch.Tensor:
-    """A copy if the last dimension is strided: transformers' tokens come out of a convolution."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def fused_kda_gate(
+    g: torch.Tensor,
+    A_log: torch.Tensor | None = None,
+    dt_bias: torch.Tensor | None = None,
+    lower_bound: float | None = None,
+    output_dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """The log gate of raw g: `archkey.kda_gate`."""
+    g = g if g.stride(-1) == 1 else g.contiguous()
+    return archkey.kda_gate(g, A_log, dt_bias, lower_bound, output_dtype)
+
+
+def _readable(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens whose last dimension is strided, as out of transformers' convolution, are copied."""
+    q, k, v, g, beta = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v, g, beta))
+    return q, k, v, g, beta
+
+
+class _Gate(NamedTuple):
+    A_log: torch.Tensor | None = None
+    dt_bias: torch.Tensor | None = None
+    lower_bound: float | None = None
 
 
 def _gate(
@@ -200,10 +234,9 @@ def _gate(
     A_log: torch.Tensor | None,
     dt_bias: torch.Tensor | None,
     lower_bound: float | None,
-) -> dict[str, Any]:
+) -> _Gate:
     """Parameters of a raw gate; none of a finished one."""
-    parameters = {"A_log": A_log, "dt_bias": dt_bias, "lower_bound": lower_bound}
-    return parameters if in_kernel else dict.fromkeys(parameters)
+    return _Gate(A_log, dt_bias, lower_bound) if in_kernel else _Gate()
 
 
 def _old_name(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -220,6 +253,7 @@ Functions = Mapping[str, Any]
 _OWN: Functions = MappingProxyType(
     {
         "chunk_kda": chunk_kda,
+        "fused_kda_gate": fused_kda_gate,
         "fused_recurrent_kda": fused_recurrent_kda,
         "fused_recurrent_kda_fwd": fused_recurrent_kda_fwd,
     }
@@ -235,6 +269,7 @@ _HOMES: Mapping[str, Functions] = MappingProxyType(
     {
         "fla.ops.kda": _OWN,
         "fla.ops.kda.fused_recurrent": _OWN,
+        "fla.ops.kda.gate": _OWN,
         "transformers.models.kimi_linear.modeling_kimi_linear": _TRANSFORMERS,
         "transformers.models.glm5_next.modeling_glm5_next": _TRANSFORMERS,
     }
