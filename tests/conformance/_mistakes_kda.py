@@ -195,6 +195,18 @@ def _split_exponents(right: Right, inputs: Values, outputs: Values) -> Values:
     return results
 
 
+def _by_the_batch(name: str) -> Wrong:
+    """The last bits of an output follow from how many sequences there are."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results = right(**inputs)
+        if results[name] is not None:
+            results[name] = results[name] * (1 + 1e-6 * len(inputs["cu_seqlens"]))
+        return results
+
+    return wrong
+
+
 _SAME_TOKENS: tuple[tuple[str, str, Wrong], ...] = (
     ("ln 2 missing", "gate units, 20 nats a chunk", _gates(lambda g: g * math.log(2))),
     ("ln 2 twice", "gate units, 20 nats a chunk", _gates(lambda g: g / math.log(2))),
@@ -256,6 +268,15 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     ("chunk_kda", "e^G apart from e^-G", "steep gates", _split_exponents),
     ("chunk_kda", "e^G apart from e^-G", "gate of -5 everywhere", _split_exponents),
+    *(
+        (
+            "chunk_kda",
+            f"{name} by the batch",
+            "same bits in any batch: h, track",
+            _by_the_batch(name),
+        )
+        for name in ("o", "final_state", "h", "track_state")
+    ),
     (
         "fused_recurrent_kda",
         "one column too far",

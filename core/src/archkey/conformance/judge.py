@@ -260,9 +260,10 @@ def _again(
         if wrong := [one for one in tap.errors if not one.passed]:
             return [one._replace(what=f"{one.what}: {about}") for one in wrong]
         for name, found in tap.found.items():
+            of_it = rows[name] if isinstance(rows, Mapping) else rows
             # What is not ragged has all queries of a sequence in one entry of dimension 0.
-            size = found.numel() // len(rows)
-            count = _differing(own[name].reshape(-1, size)[rows], found)
+            size = found.numel() // len(of_it)
+            count = _differing(own[name].reshape(-1, size)[of_it], found)
             differing.append(Measured(count, 0.0, f"{name}: {about}"))
     return differing
 
