@@ -207,6 +207,8 @@ def _by_the_batch(name: str) -> Wrong:
     return wrong
 
 
+ANY_BATCH = "same bits in any batch"
+
 _SAME_TOKENS: tuple[tuple[str, str, Wrong], ...] = (
     ("ln 2 missing", "gate units, 20 nats a chunk", _gates(lambda g: g * math.log(2))),
     ("ln 2 twice", "gate units, 20 nats a chunk", _gates(lambda g: g / math.log(2))),

@@ -17,9 +17,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from archkey.conformance.case import Arrangement, Case, Maker
+from archkey.conformance.cases.distributions import WINDOW
 from archkey.conformance.guard import Guarded, poison
 from archkey.conformance.refusal import refused
-from archkey.conformance.tolerances import bound, distance, source_of
+from archkey.conformance.tolerances import (
+    SEQUENTIAL,
+    WINDOW_BOUND,
+    bound,
+    distance,
+    source_of,
+    windows,
+)
 from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
@@ -99,7 +107,7 @@ Measure = Callable[
 
 
 def by_distance(level: str) -> Measure:
-    """One error an output, as `tolerances` says for the exam's `level`."""
+    """One error an output, or two, as `tolerances` says for the exam's `level`."""
 
     def measure(
         operator: Operator,
@@ -113,6 +121,10 @@ def by_distance(level: str) -> Measure:
                 out = found[name]
                 allowed = bound(operator.name, name, out.dtype, level, source).value
                 measured.append(Measured(distance(out, want, name), allowed, name))
+                if SEQUENTIAL.get(operator.name) == name:
+                    what = f"{name}: the worst {WINDOW} tokens"
+                    most = allowed * WINDOW_BOUND
+                    measured.append(Measured(windows(out, want), most, what))
         return measured
 
     return measure

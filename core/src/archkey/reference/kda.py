@@ -165,9 +165,9 @@ def chunk_kda(
 
     def of(rows: slice) -> Tokens:
         """Of one sequence: what torch vectorises, and with it a last bit, follows from a shape."""
-        tokens = (y.flatten(0, 1)[None, rows] for y in (q, k, v, g, beta))
+        q_, k_, v_, g_, beta_ = (y.flatten(0, 1)[None, rows] for y in (q, k, v, g, beta))
         return prepare(
-            *tokens, A_log, dt_bias, scale, lower_bound, use_qk_l2norm_in_kernel,
+            q_, k_, v_, g_, beta_, A_log, dt_bias, scale, lower_bound, use_qk_l2norm_in_kernel,
             use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, compute_dtype,
         )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.kda import edges, edges_decode, invariant, models
+from archkey.conformance.cases.kda import edges, edges_decode, invariant, long, models
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "random"]
 
-CASES = (*models.CASES, *edges.CASES, *edges_decode.CASES, *invariant.CASES)
+CASES = (*models.CASES, *edges.CASES, *edges_decode.CASES, *invariant.CASES, *long.CASES)
 
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:

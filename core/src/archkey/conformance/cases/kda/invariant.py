@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """chunk_kda with batch_invariant, and the same sequences in other batches.
 
-A sequence's own length may say how it is cut, so it is whole in every arrangement. What is promised
-is all that belongs to it: its rows of o, its last state, its snapshot, and the states of its chunks.
+A sequence's own length may say how it is cut, so it is whole in every arrangement. What is
+promised is all that belongs to it: rows of o, last state, snapshot, and the states of its chunks.
 """
 
 from __future__ import annotations
