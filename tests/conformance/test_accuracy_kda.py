@@ -87,4 +87,4 @@ def test_a_state_over_65536_tokens(monkeypatch: pytest.MonkeyPatch, case: Accura
     if case.model == "long memory":
         outcome = hold(monkeypatch, case, kda.chunk(kda.LOSSES["state in bfloat16"]))
         assert outcome.outcome == "failed"
-        assert max(worst(outcome).values()) > 3
+        assert max(worst(outcome).values()) > 1.5

@@ -29,10 +29,10 @@ of `archkey.conformance.cases.kda.accuracy`, up to 8192 tokens:
 | what computes                                     | share       | told by                        |
 |---------------------------------------------------|-------------|--------------------------------|
 | chunks whose products have bfloat16 operands      | 0.7 at most |                                |
-| a state rounded to bfloat16 after each chunk      | 2.1         | noise of final_state, "long .."|
+| a state rounded to bfloat16 after each chunk      | 1.9 or more | noise of final_state, "long .."|
 | betas cut off to bfloat16                         | 2.3         | bias of o over a window        |
 | all results 0.3 % too small                       | 2.6         | bias of o over a window        |
-| sums of gates in bfloat16                         | 5.6 to 16   | noise of final_state           |
+| sums of gates in bfloat16                         | 5 to 15     | noise of final_state           |
 | a state's decay over a chunk in bfloat16          | 28          | bias of both, "long memory"    |
 | a state's decay over a chunk without ln 2         | 71          | bias of both, "long memory"    |
 | gates to base 2 as if to base e                   | 20 to 90    | bias of both                   |
@@ -103,7 +103,7 @@ TABLE = (
         for operator in ("rmsnorm", "fused_add_rmsnorm", "fused_qk_rmsnorm")
     ),
     Limit("chunk_kda", "o", ANY, 1.2e-2, 1.2e-3, 0.0, _CHUNKS, 10.0),
-    Limit("chunk_kda", ANY, ANY, 5.5e-3, 1.5e-3, 0.0, _CHUNKS),
+    Limit("chunk_kda", ANY, ANY, 6e-3, 1.5e-3, 0.0, _CHUNKS),
     Limit("fused_recurrent_kda", ANY, ANY, 1e-3, 2e-4, 0.0, "float32, token by token", 10.0),
     *(
         Limit(ANY, ANY, storage, 4e-3, 5e-4, 2e-3, _EXACT)
