@@ -21,6 +21,7 @@ from archkey.tuning import Table
 __all__ = [
     "TRITON",
     "attention_kernels",
+    "chunk_kda_kernels",
     "mla_decode_kernels",
     "merge_attn_states_kernels",
     "mla_prefill_kernels",
@@ -183,6 +184,23 @@ def sparse_mla_kernels(prefill_tuning: Table, decode_tuning: Table) -> tuple[Ker
             ("sparse_mla_prefill", prefill_tuning),
             ("sparse_mla_decode", decode_tuning),
         )
+    )
+
+
+def chunk_kda_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """chunk_kda.
+
+    tuning  rows of `KdaChunkTuning`, with conditions on the widths and `small_grid`
+    """
+    return (
+        Kernel(
+            operator="chunk_kda",
+            name="triton",
+            build="archkey.kernels.kda_chunk:build_chunk_kda",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton bodies: chunks alone, then states walked in segments",
+        ),
     )
 
 

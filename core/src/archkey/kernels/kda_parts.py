@@ -35,3 +35,49 @@ def step_size(beta, BETA: tl.constexpr):
     elif BETA == "2sigmoid":
         beta = 2.0 * tl.sigmoid(beta)
     return beta
+
+
+@triton.jit
+def part_of(cu_seqlens, sequences, tokens, slot, LENGTH):
+    """(sequence, batch row, first token there, tokens from it on in the sequence, number of the
+
+    part in its sequence) of slot `slot`, where sequences are cut into parts of LENGTH tokens.
+
+    Of packed sequences, i has room for its parts from slot `cu_seqlens[i] // LENGTH + i` on; room
+    that is left over has no tokens. Sequence number `sequences` is the rows that belong to nobody.
+    Of a batch, every sequence has the same number of parts.
+    """
+    if cu_seqlens is None:
+        parts = tl.maximum((tokens + LENGTH - 1) // LENGTH, 1)
+        sequence = slot // parts
+        batch = sequence
+        part = slot - sequence * parts
+        first = part * LENGTH
+        rest = tokens - first
+    else:
+        low, high = 0 * slot, sequences
+        while low < high:
+            middle = (low + high + 1) // 2
+            if tl.load(cu_seqlens + middle).to(tl.int32) // LENGTH + middle <= slot:
+                low = middle
+            else:
+                high = middle - 1
+        sequence = low
+        batch = 0 * sequence
+        begin = tl.load(cu_seqlens + sequence).to(tl.int32)
+        end = tl.load(cu_seqlens + sequence + 1, sequence < sequences, other=0).to(tl.int32)
+        end = tl.where(sequence < sequences, end, tokens)
+        part = slot - (begin // LENGTH + sequence)
+        first = begin + part * LENGTH
+        rest = end - first
+    return sequence, batch, first, rest, part
+
+
+@triton.jit
+def chunk_slot_of(cu_seqlens, tokens, sequence, LENGTH):
+    """Slot of a sequence's first part, as `part_of` deals them out."""
+    if cu_seqlens is None:
+        slot = sequence * tl.maximum((tokens + LENGTH - 1) // LENGTH, 1)
+    else:
+        slot = tl.load(cu_seqlens + sequence).to(tl.int32) // LENGTH + sequence
+    return slot

@@ -74,6 +74,19 @@ def new_chunks(
     return indices.to(q.device, non_blocking=True), offsets.to(q.device, non_blocking=True)
 
 
+def count_chunks(
+    q: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    cu_seqlens_cpu: torch.Tensor | None,
+    chunk_size: int,
+) -> int:
+    """Chunks of packed sequences; the most that there can be if only the device knows lengths."""
+    known = cu_seqlens if cu_seqlens_cpu is None else cu_seqlens_cpu
+    if known.device.type == "cpu":
+        return int(((known.diff() + chunk_size - 1) // chunk_size).sum())
+    return -(-q.shape[1] // chunk_size) + len(known) - 2
+
+
 def new_intermediate(
     q: torch.Tensor,
     v: torch.Tensor,

@@ -93,7 +93,8 @@ def chunk_kda(
               `[N, 1]`, a pool that is updated in place, no two sequences in one slot
     final_state  buffer `[N, HV, K, V]`, may be initial_state; made (float32) by output_final_state
     out       `[B, T, HV, V]`; v itself is allowed; default: new, v's dtype
-    chunk_indices, chunk_offsets  as chunk_layout makes them; made if missing
+    chunk_indices, chunk_offsets  as chunk_layout makes them. They number the chunks of h, and are
+              made if missing for h; nothing else needs them
     track_state  float32 `[N, HV, K, V]`: gets the state before chunk track_chunk_idx `[N]` (int32)
               of each sequence; a number that is no chunk of it leaves the row alone
     batch_invariant  a sequence's results are the same to the bit whatever else is in the batch:
@@ -132,11 +133,12 @@ def chunk_kda(
     if session.validate:
         operands.validate(op, problem, q, g, *lengths, slots, initial_state, lower_bound)
     if cu_seqlens is not None and chunk_indices is None:
-        chunk_indices, chunk_offsets = operands.new_chunks(
-            q, cu_seqlens, cu_seqlens_cpu, chunk_size
-        )
-        small = chunk_indices.shape[0] * v.shape[2] <= problems.SMALL_GRID
-        problem = problem._replace(small_grid=small)
+        if return_intermediate_states:
+            chunk_indices, chunk_offsets = operands.new_chunks(
+                q, cu_seqlens, cu_seqlens_cpu, chunk_size
+            )
+        count = operands.count_chunks(q, cu_seqlens, cu_seqlens_cpu, chunk_size)
+        problem = problem._replace(small_grid=count * v.shape[2] <= problems.SMALL_GRID)
     if out is None:
         out = torch.empty(v.shape, dtype=v.dtype, device=v.device)
     if slots is not None:

@@ -12,6 +12,7 @@ from archkey.conditions import at_least, at_most, is_, one_of
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    chunk_kda_kernels,
     merge_attn_states_kernels,
     mla_decode_kernels,
     mla_prefill_kernels,
@@ -21,6 +22,7 @@ from archkey.kernels.catalogue import (
     sparse_kv_kernels,
     sparse_mla_kernels,
 )
+from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
@@ -39,6 +41,7 @@ _TUNING = tables.read(
     MlaDecodeTuning,
     MlaPrefillTuning,
     SparseMlaTuning,
+    KdaChunkTuning,
 )
 
 _WARP_GROUPS = archkey.Kernel(
@@ -82,6 +85,24 @@ _SPARSE_WARP_GROUPS = tuple(
         summary="Gluon body: two warp groups take turns at scores, others fetch and decode rows",
     )
     for operator in ("sparse_mla_prefill", "sparse_mla_decode")
+)
+
+_KDA_WARPS = archkey.Kernel(
+    operator="chunk_kda",
+    name="mma",
+    build="archkey_cuda_sm90.kernels.kda_chunk:build_chunk_kda",
+    accepts=(
+        one_of("dtype", ("bfloat16", "float16"), "rows go to the matrix units as they are"),
+        is_("head_dim", 128, "a warp holds 16 rows of k as the matrix units do"),
+        is_("head_dim_v", 128, "one tile of values"),
+        is_("chunk_size", 64, "four warps of 16 tokens"),
+        is_("l2norm", True, "keys of unit length fit into float16"),
+        is_("aligned", True, "rows are copied 16 bytes at a time"),
+    ),
+    needs=(is_("wgmma", True, "a warp group multiplies from shared memory"),),
+    requires=_WARP_GROUPS.requires,
+    tuning=_TUNING["chunk_kda"],
+    summary="Gluon body prepares chunks in registers; states are walked by the shared body",
 )
 
 _FLASH_MLA = (
@@ -154,6 +175,8 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
     yield from _SPARSE_WARP_GROUPS
     yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
+    yield _KDA_WARPS
+    yield from chunk_kda_kernels(_TUNING["chunk_kda"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
     yield from sparse_kv_kernels()

@@ -11,6 +11,7 @@ from archkey import tables
 from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
+    chunk_kda_kernels,
     merge_attn_states_kernels,
     mla_decode_kernels,
     mla_prefill_kernels,
@@ -21,6 +22,7 @@ from archkey.kernels.catalogue import (
     sparse_kv_kernels,
     sparse_mla_kernels,
 )
+from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
@@ -38,6 +40,7 @@ _TUNING = tables.read(
     MlaDecodeTuning,
     MlaPrefillTuning,
     SparseMlaTuning,
+    KdaChunkTuning,
 )
 
 
@@ -57,6 +60,7 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mla_decode_kernels(_TUNING["mla_decode"])
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
     yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
+    yield from chunk_kda_kernels(_TUNING["chunk_kda"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
     yield from sparse_kv_kernels()

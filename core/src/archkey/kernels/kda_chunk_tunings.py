@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers that the bodies of chunk_kda take; nothing here is imported from triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["KdaChunkTuning"]
+
+
+@dataclass(frozen=True)
+class KdaChunkTuning:
+    """How the bodies of chunk_kda work.
+
+    chunk_warps  warps of a program that prepares a chunk
+    columns      columns of a state that a program walks with
+    walk_warps   warps of such a program
+    stages       chunks that are on their way from memory
+    resident     walking programs that a compute unit holds at once: what is not filled is filled
+                 with segments of sequences
+    segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment
+    precision    of products of float32 maps, as `tl.dot` calls it
+    """
+
+    chunk_warps: int
+    columns: int
+    walk_warps: int
+    stages: int
+    resident: int = 1
+    segment: int = 8
+    precision: str = "ieee"
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_warps", "columns", "walk_warps"):
+            value = getattr(self, name)
+            if value < 1 or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, is {value}")
