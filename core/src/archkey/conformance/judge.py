@@ -22,7 +22,6 @@ from archkey.conformance.guard import Guarded, poison
 from archkey.conformance.refusal import refused
 from archkey.conformance.tolerances import (
     SEQUENTIAL,
-    WINDOW_BOUND,
     bound,
     distance,
     source_of,
@@ -123,8 +122,7 @@ def by_distance(level: str) -> Measure:
                 measured.append(Measured(distance(out, want, name), allowed, name))
                 if SEQUENTIAL.get(operator.name) == name:
                     what = f"{name}: the worst {WINDOW} tokens"
-                    most = allowed * WINDOW_BOUND
-                    measured.append(Measured(windows(out, want), most, what))
+                    measured.append(Measured(windows(out, want), allowed, what))
         return measured
 
     return measure

@@ -11,7 +11,7 @@ infinite. The error of an integer output, and of codes, is the share of elements
 twentieth of that share in the worst row.
 
 Where a state goes from token to token an error may grow with them, and a late drift drowns in the
-whole: so such an output is measured over every WINDOW tokens too, as `windows` does.
+whole: so such an output is measured over every WINDOW tokens too, see `windows`, by the same bound.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ __all__ = [
     "ANY",
     "SEQUENTIAL",
     "TABLE",
-    "WINDOW_BOUND",
     "Bound",
     "bound",
     "distance",
@@ -63,13 +62,10 @@ LOGARITHMS = ("lse", "max_logits")
 SEQUENTIAL = MappingProxyType({"chunk_kda": "o", "fused_recurrent_kda": "o"})
 """Operators whose output of that name, `[B, T, ..]`, comes of a state that each token changes."""
 
-WINDOW_BOUND = 1.25
-"""The error that a window may have, next to that of the whole: with bfloat16 0.005, which is what
-flash-linear-attention's tests allow the whole."""
-
 _SPARSE = ("sparse_mla_prefill", "sparse_mla_decode")
 _ATTENTION = ("unified_attention", "mla_decode", "mla_prefill", *_SPARSE)
 _UNPACKED = "keys of packed rows are rounded to bfloat16 before they are multiplied"
+_CHUNKS = "operands of a chunk's products, the state among them, are rounded to 8 bits"
 _WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
 
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on
@@ -80,6 +76,19 @@ TABLE = (
     Bound("rmsnorm_quant", "out", "float8_e4m3fn", ANY, 6e-3, "one code in 200 may be a neighbour"),
     Bound(
         "rmsnorm_quant", "out", "float8_e4m3fnuz", ANY, 6e-3, "one code in 200 may be a neighbour"
+    ),
+    *(
+        Bound("chunk_kda", ANY, f"{source} {dtype}", level, error, reason)
+        for source in ("bfloat16", "float32")
+        for dtype in ("bfloat16", "float16", "float32")
+        for level, error, reason in (
+            ("interpreted", 1.5e-2, f"{_CHUNKS}; the interpreter cuts them off"),
+            (ANY, 5e-3, f"{_CHUNKS}: what flash-linear-attention's tests allow"),
+        )
+    ),
+    *(
+        Bound("chunk_kda", ANY, f"float16 {dtype}", ANY, 1e-3, f"{_CHUNKS}, here to 11 bits")
+        for dtype in ("float16", "float32")
     ),
     Bound(
         *(ANY, ANY, "bfloat16", "interpreted", 8e-3),
