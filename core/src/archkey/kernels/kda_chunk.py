@@ -17,6 +17,7 @@ import torch
 from archkey.kernels.attention_programs import unit_of
 from archkey.kernels.kda_chunk_programs import (
     chunk_program,
+    columns_of,
     maps_program,
     sizes_of,
     state_units,
@@ -46,32 +47,34 @@ def run_of(
     problem: ChunkKdaProblem, build: Build, tuning: KdaChunkTuning, chunks_alone: Program
 ) -> Run:
     """`run` with a body of the parameters of `kda_chunk_body` for every chunk by itself."""
-    k_pad, v_pad, *_, columns = sizes_of(problem, tuning)
+    k_pad, v_pad = sizes_of(problem)
     heads, chunk = problem.value_heads, problem.chunk_size
+    columns, few = (columns_of(problem, n) for n in (tuning.columns, tuning.few))
     prepare = build.compile(chunks_alone)
     map_segments = build.compile(maps_program(problem, tuning))
-    walk_segments = build.compile(walk_program(problem, tuning, segmented=True))
-    walk_whole = None
+    walk_segments = build.compile(walk_program(problem, tuning, columns, segmented=True))
+    walks = {}
     if not problem.batch_invariant:
-        walk_whole = build.compile(walk_program(problem, tuning, segmented=False))
+        for n in sorted({columns, few}, reverse=True):
+            walks[n] = build.compile(walk_program(problem, tuning, n, segmented=False))
     slots = (build.device.compute_units or _UNITS) * tuning.resident
     unit, g_unit = unit_of(problem.dtype, problem.aligned), unit_of(problem.g_dtype, problem.aligned)
     out_unit = unit_of(problem.out_dtype, problem.aligned)
     state_unit, final_unit = state_units(problem)
-    blocks = v_pad // columns
 
-    def segment_of(sequences: int, tokens: int) -> int:
-        """Chunks of a segment; 0: sequences are not cut."""
-        if walk_whole is None:
-            return tuning.segment
+    def plan(sequences: int, tokens: int) -> tuple[int, int]:
+        """(columns to walk with, chunks of a segment or 0 if sequences are not cut)."""
+        if not walks:
+            return columns, tuning.segment
+        for n in walks:
+            if 2 * heads * sequences * (v_pad // n) > slots:
+                return n, 0
         longest = -(-tokens // chunk)
-        walks = heads * blocks * sequences
         if problem.cu_seqlens != "none":  # the lengths are on the device: as if they were alike
             longest = -(-longest // sequences)
-        if 2 * walks > slots:
-            return 0
-        length = max(tuning.segment, -(-longest * walks // slots))
-        return 0 if length >= longest else length
+        busy = heads * sequences * (v_pad // columns)
+        length = max(tuning.segment, -(-longest * busy // slots))
+        return (few, 0) if length >= longest else (columns, length)
 
     def run(
         q: torch.Tensor,
@@ -131,8 +134,8 @@ def run_of(
             )  # fmt: skip
         if not sequences:
             return
-        length = segment_of(sequences, tokens)
-        maps, walk = None, walk_whole
+        wide, length = plan(sequences, tokens)
+        maps, walk = None, walks.get(wide)
         segments = sequences
         starts = _steps(initial_state, state_unit)
         if length:
@@ -149,7 +152,7 @@ def run_of(
         else:
             length = max(-(-tokens // chunk), 1)
         walk(
-            (blocks, heads, segments), w, u, qg, kg, within, decay, maps, initial_state,
+            (v_pad // wide, heads, segments), w, u, qg, kg, within, decay, maps, initial_state,
             state_indices, cu_seqlens, chunk_offsets, track_chunk_idx, out, final_state, h, tracked,
             sequences, tokens, length, index_stride,
             *(step // out_unit for step in out.stride()[:3]), *starts,

@@ -15,21 +15,24 @@ from archkey.launch import Program, interpreting
 if TYPE_CHECKING:
     from archkey.ops.kda import ChunkKdaProblem
 
-__all__ = ["chunk_program", "maps_program", "sizes_of", "state_units", "walk_program"]
+__all__ = ["chunk_program", "columns_of", "maps_program", "sizes_of", "state_units", "walk_program"]
 
 _INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
 _MOST = 128
 """Columns that a program prepares at once."""
 
 
-def sizes_of(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> tuple[int, int, int, int, int]:
-    """K and V as powers of two, the columns of each that are prepared at once, and walked with."""
+def sizes_of(problem: ChunkKdaProblem) -> tuple[int, int]:
+    """K and V as powers of two."""
     k_pad, v_pad = (
         max(16, 1 << (width - 1).bit_length()) for width in (problem.head_dim, problem.head_dim_v)
     )
-    # Maps have K + V columns, and no program has some of both.
-    columns = min(tuning.columns, v_pad, k_pad)
-    return k_pad, v_pad, min(k_pad, _MOST), min(v_pad, _MOST), columns
+    return k_pad, v_pad
+
+
+def columns_of(problem: ChunkKdaProblem, columns: int) -> int:
+    """Columns to walk with. Maps have K + V columns, and no program has some of both."""
+    return min(columns, *sizes_of(problem))
 
 
 def state_units(problem: ChunkKdaProblem) -> tuple[int, int]:
@@ -50,9 +53,9 @@ def _code(problem: ChunkKdaProblem) -> str:
     return "float16" if problem.dtype == "float16" else "bfloat16"
 
 
-def _walked(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> dict[str, Any]:
+def _walked(problem: ChunkKdaProblem, columns: int) -> dict[str, Any]:
     """First constants of the bodies that walk."""
-    k_pad, v_pad, _, _, columns = sizes_of(problem, tuning)
+    k_pad, v_pad = sizes_of(problem)
     return {
         "HV": problem.value_heads,
         "K": problem.head_dim,
@@ -83,7 +86,7 @@ def _triton_type(problem: ChunkKdaProblem) -> Any:
 
 def chunk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
     """Every chunk by itself."""
-    k_pad, v_pad, k_block, v_block, _ = sizes_of(problem, tuning)
+    k_pad, v_pad = sizes_of(problem)
     return Program(
         kda_chunk_body,
         signature={
@@ -114,8 +117,8 @@ def chunk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             "V": problem.head_dim_v,
             "KP": k_pad,
             "VP": v_pad,
-            "BK": k_block,
-            "BV": v_block,
+            "BK": min(k_pad, _MOST),
+            "BV": min(v_pad, _MOST),
             "C": problem.chunk_size,
             "LEVELS": problem.chunk_size.bit_length() - 1,
             "UNIT": unit_of(problem.dtype, problem.aligned),
@@ -152,11 +155,11 @@ def maps_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             **_strides("index_stride", "state_stride", "state_head", "state_row"),
         },
         constants={
-            **_walked(problem, tuning),
+            **_walked(problem, columns_of(problem, tuning.columns)),
             "STATE_UNIT": state_unit,
             "V_FIRST": problem.state_v_first,
             "CODE": _triton_type(problem),
-            "STAGES": tuning.stages,
+            "STAGES": tuning.map_stages,
             "INTERPRETED": interpreting(),
         },
         aligned=frozenset(
@@ -166,7 +169,9 @@ def maps_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
     )
 
 
-def walk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning, segmented: bool) -> Program:
+def walk_program(
+    problem: ChunkKdaProblem, tuning: KdaChunkTuning, columns: int, segmented: bool
+) -> Program:
     """The walk of the states over the chunks, for the outputs."""
     state_unit, final_unit = state_units(problem)
     states = {
@@ -195,7 +200,7 @@ def walk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning, segmented: bo
             **_strides("track_stride", "track_head", "track_row"),
         },
         constants={
-            **_walked(problem, tuning),
+            **_walked(problem, columns),
             "OUT_UNIT": unit_of(problem.out_dtype, problem.aligned),
             "STATE_UNIT": state_unit,
             "FINAL_UNIT": final_unit,

@@ -14,24 +14,29 @@ class KdaChunkTuning:
 
     chunk_warps  warps of a program that prepares a chunk
     columns      columns of a state that a program walks with
+    few          the same where sequences and heads are too few for `columns`; the most programs
+                 are better than segments, which are walked twice
     walk_warps   warps of such a program
     stages       chunks that are on their way from memory
-    resident     walking programs that a compute unit holds at once: what is not filled is filled
-                 with segments of sequences
+    map_stages   the same where only what a segment does to a state is wanted
+    resident     walking programs that a compute unit holds at once: what is not filled by far is
+                 filled with segments of sequences
     segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment
     precision    of products of float32 maps, as `tl.dot` calls it
     """
 
     chunk_warps: int
     columns: int
+    few: int
     walk_warps: int
     stages: int
+    map_stages: int
     resident: int = 1
     segment: int = 8
     precision: str = "ieee"
 
     def __post_init__(self) -> None:
-        for name in ("chunk_warps", "columns", "walk_warps"):
+        for name in ("chunk_warps", "columns", "few", "walk_warps"):
             value = getattr(self, name)
             if value < 1 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two, is {value}")

@@ -142,10 +142,11 @@ def kda_maps_body(
         return
     place = chunk_slot_of(cu_seqlens, tokens, sequence, C).to(tl.int64) + segment * chunks
     place = place * HV + head
+    value_tile = i[:, None] * VP + column[None, :]
+    has_values = (i >= 0)[:, None] & (column < VP)[None, :]
     for _ in tl.range(0, chunks, num_stages=STAGES):
-        values = tl.zeros([C, BV], tl.float32)
-        if block < VP // BV:
-            values = _chunk_tile(u, place, i, column, C * VP, VP).to(tl.float32)
+        # Under a mask, not a branch: what is in a branch is not asked for ahead.
+        values = tl.load(u + place * (C * VP) + value_tile, has_values, other=0).to(tl.float32)
         state, _ = _advance(state, values, w, kg, decay, place, i, d, C, KP, CODE, INTERPRETED)
         place += HV
     tl.store(target + HV * (KP * (VP + KP)), state)
@@ -227,7 +228,7 @@ def kda_walk_body(
             entry += HV * (KP * (VP + KP))
         own = d[:, None] * (VP + KP)
         state = tl.load(entry + own + column[None, :])
-        for _ in tl.range(1, segment):
+        for _ in tl.range(1, segment, num_stages=2):
             entry += HV * (KP * (VP + KP))
             transfer = tl.load(entry + own + VP + d[None, :])
             state = tl.dot(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["build_chunk_kda"]
 
+_WARPS = 4
+"""As the body's layouts have it."""
+
 
 def build_chunk_kda(problem: ChunkKdaProblem, build: Build) -> Run:
     """`run(q, k, v, .., track_state)`, in the order of the operator's inputs and outputs."""
@@ -24,4 +27,6 @@ def build_chunk_kda(problem: ChunkKdaProblem, build: Build) -> Run:
     program = chunk_program(problem, tuning)
     taken = set(kda_chunk_body.arg_names)
     constants = {name: value for name, value in program.constants.items() if name in taken}
-    return run_of(problem, build, tuning, replace(program, body=kda_chunk_body, constants=constants))
+    warps = {"num_warps": _WARPS}
+    program = replace(program, body=kda_chunk_body, constants=constants, options=warps)
+    return run_of(problem, build, tuning, program)

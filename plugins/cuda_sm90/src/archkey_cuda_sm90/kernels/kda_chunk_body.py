@@ -28,6 +28,9 @@ __all__ = ["kda_chunk_body"]
 _log_gate, _part_of, _step_size = (
     gluon.jit(part.fn) for part in (kda_parts.log_gate, kda_parts.part_of, kda_parts.step_size)
 )
+_SIGMOID: gl.constexpr = gl.constexpr(
+    "{ .reg .f32 t; ex2.approx.ftz.f32 t, $1; add.f32 t, t, 0f3f800000; rcp.approx.ftz.f32 $0, t; }"
+)
 
 _LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 _L2_EPS: gl.constexpr = gl.constexpr(1e-6)
@@ -71,6 +74,8 @@ _GATES: gl.constexpr = gl.constexpr(
 _WIDE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [2, 16], [4, 1], [1, 0]))
 _NARROW: gl.constexpr = gl.constexpr(gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0]))
 _COLUMNS: gl.constexpr = gl.constexpr(gl.BlockedLayout([4, 1], [1, 32], [1, 4], [1, 0]))
+_LINE: gl.constexpr = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
+_PLAIN_LINE: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
 _PLAIN: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
 _SWIZZLED: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(8, 1, 8, [1, 0]))
 _SMALL: gl.constexpr = gl.constexpr(gl.SwizzledSharedLayout(8, 2, 4, [1, 0]))
@@ -153,7 +158,15 @@ def _ranges(low, high):
 def _left_over(ranges, gates):
     """[4, 16, 64]: 2 to the sum of a tile's gates over a range for each row."""
     none = gl.zeros([4, 16, 64], gl.float32, _OWN)
-    return gl.exp2(_from_sums(mma_v2(ranges, gates, none)))
+    # What is below the smallest normal number may as well be 0.
+    return _per_element("ex2.approx.ftz.f32 $0, $1;", _from_sums(mma_v2(ranges, gates, none)))
+
+
+@gluon.jit
+def _per_element(text: gl.constexpr, x):
+    return gl.inline_asm_elementwise(
+        text, "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
 
 
 @gluon.jit
@@ -169,17 +182,19 @@ def _half(x, stride, count, UNIT: gl.constexpr, HALF: gl.constexpr, LAYOUT: gl.c
 
 @gluon.jit
 def _gates(
-    g, rate, dt_bias, lower_bound, stride, count, UNIT: gl.constexpr, GATE: gl.constexpr,
-    HALF: gl.constexpr,
+    x, rate, dt_bias, lower_bound, count, GATE: gl.constexpr, HALF: gl.constexpr
 ):  # fmt: skip
-    """Log gates of half of the columns, in units of ln 2."""
-    x = _half(g, stride, count, UNIT, HALF, _GATES).to(gl.float32)
+    """Log gates of half of the columns, in units of ln 2, from g as it is in memory."""
+    x = x.to(gl.float32)
     if dt_bias is not None:
         d = gl.arange(0, 64, gl.SliceLayout(0, gl.SliceLayout(1, _GATES)))
         x += gl.load(dt_bias + 64 * HALF + d).to(gl.float32)[None, None, :]
     b = gl.arange(0, 4, gl.SliceLayout(1, gl.SliceLayout(2, _GATES)))[:, None, None]
     n = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, _GATES)))[None, :, None]
-    x = _log_gate(x, rate, lower_bound, GATE) * _LOG2E
+    if GATE == "sigmoid":
+        x = (lower_bound * _LOG2E) * _per_element(_SIGMOID, x * (-_LOG2E * rate))
+    else:
+        x = _log_gate(x, rate, lower_bound, GATE) * _LOG2E
     return gl.where(b * 16 + n < count, x, 0.0)
 
 
@@ -237,16 +252,16 @@ def _near(q0, q1, k0, k1, g0, g1):
     m = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, _OWN)))[None, None, :]
     parting = gl.where(n > m, n ^ m, 0)
     row = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, _OWN_LEFT)))[None, :, None]
-    keys = gl.zeros([4, 16, 16], gl.float32, _OWN)
-    queries = gl.zeros([4, 16, 16], gl.float32, _OWN)
+    none = gl.zeros([4, 16, 16], gl.float32, _OWN)
+    keys, queries = none, none
     for level in gl.static_range(4):
         meeting = (row | ((2 << level) - 1)) - (1 << level)
         ranges = _ranges(gl.minimum(row, meeting), gl.maximum(row, meeting))
         here = parting >> level == 1
         left = _left_over(ranges, g0).to(gl.float16)
         part = _as_rows(k0 * left)
-        k_sum = _times(part, part, keys)
-        q_sum = _times(_as_rows(q0 * left), part, queries)
+        k_sum = _times(part, part, none)
+        q_sum = _times(_as_rows(q0 * left), part, none)
         left = _left_over(ranges, g1).to(gl.float16)
         part = _as_rows(k1 * left)
         keys = gl.where(here, _times(part, part, k_sum), keys)
@@ -289,14 +304,6 @@ def _blocks(block, own, next_one, first, second):
     c = gl.where(block == 2, own, gl.where(block == 3, next_one, 0.0))
     d = gl.where(block == 3, own, 0.0)
     return _four(a, b, c, d)
-
-
-@gluon.jit
-def _steps(beta, stride, block, row, count, BETA: gl.constexpr):
-    """[4, 16, 1] beta of rows."""
-    i = block * 16 + row
-    steps = gl.load(beta + i.to(gl.int64) * stride, i < count, other=0).to(gl.float32)
-    return gl.where(i < count, _step_size(steps, BETA), 0.0)
 
 
 @gluon.jit
@@ -385,20 +392,26 @@ def kda_chunk_body(
     async_copy.async_copy_global_to_shared(values, rows, there)
     async_copy.commit_group()
 
+    # All that is needed from memory is asked for before any of it is looked at.
+    g0, g1 = _half(g, g_stride, count, G_UNIT, 0, _GATES), _half(g, g_stride, count, G_UNIT, 1, _GATES)
+    i = gl.arange(0, 64, _LINE)
+    step = gl.load(beta + i.to(gl.int64) * beta_stride, i < count, other=0).to(gl.float32)
+    q0, q1 = _half(q, q_stride, count, UNIT, 0, _ROWS), _half(q, q_stride, count, UNIT, 1, _ROWS)
+    k0, k1 = _half(k, k_stride, count, UNIT, 0, _ROWS), _half(k, k_stride, count, UNIT, 1, _ROWS)
     rate = 1.0
     if A_log is not None:
         rate = gl.exp(gl.load(A_log + head).to(gl.float32))
     if dt_bias is not None:
         dt_bias += head * 128
-    g0 = _gates(g, rate, dt_bias, lower_bound, g_stride, count, G_UNIT, GATE, 0)
-    g1 = _gates(g, rate, dt_bias, lower_bound, g_stride, count, G_UNIT, GATE, 1)
+    g0 = _gates(g0, rate, dt_bias, lower_bound, count, GATE, 0)
+    g1 = _gates(g1, rate, dt_bias, lower_bound, count, GATE, 1)
+    steps = gl.allocate_shared_memory(gl.float32, [64], _PLAIN_LINE)
+    steps.store(gl.where(i < count, _step_size(step, BETA), 0.0))
     lines = gl.allocate_shared_memory(gl.float32, [4, 4, 128], _PLAIN)
     lines.index(0).slice(0, 64, dim=1).store(gl.sum(g0, 1))
     lines.index(0).slice(64, 64, dim=1).store(gl.sum(g1, 1))
     g0, g1 = _as_sums(g0.to(gl.float16)), _as_sums(g1.to(gl.float16))
 
-    q0, q1 = _half(q, q_stride, count, UNIT, 0, _ROWS), _half(q, q_stride, count, UNIT, 1, _ROWS)
-    k0, k1 = _half(k, k_stride, count, UNIT, 0, _ROWS), _half(k, k_stride, count, UNIT, 1, _ROWS)
     same, k_rate, q_rate = _norms(q0, q1, k0, k1)
     q0, q1 = _unit(q0, q_rate), _unit(q1, q_rate)
     k0, k1 = _unit(k0, k_rate), _unit(k1, k_rate)
@@ -449,16 +462,16 @@ def kda_chunk_body(
     gl.store(target, gl.convert_layout(tile.to(CODE), _NARROW))
 
     # T.
-    steps = _steps(beta, beta_stride, block, n, count, BETA)
-    solved = _inverse(keys * steps)
+    step = gl.expand_dims(steps.reshape([4, 16]).load(gl.SliceLayout(2, _OWN)), 2)
+    solved = _inverse(keys * step)
     small = gl.allocate_shared_memory(gl.float16, [64, 16], _SMALL)
     _put(small, solved)
-    keys_4 = (keys_4 * steps).to(gl.float16)
-    step = gl.where(
+    keys_4 = (keys_4 * step).to(gl.float16)
+    between = gl.where(
         block == 3, _with_square(keys_4, small, 32), _with_square(keys_4, small, 0)
     )
     other = gl.allocate_shared_memory(gl.float16, [64, 16], _SMALL)
-    _put(other, step)
+    _put(other, between)
     half = solved.to(gl.float16)
     solved_4 = -gl.where(
         block == 3, _with_square(half, other, 48), _with_square(half, other, 16)
@@ -466,7 +479,8 @@ def kda_chunk_body(
     pair = _two(gl.where(odd, solved_4, solved), gl.where(odd, solved, 0.0))
     wide = gl.allocate_shared_memory(gl.float16, [64, 32], _SMALL)
     _put(wide, pair)
-    step = _with_square(_two(keys_5a * steps, keys_5b * steps).to(gl.float16), wide, 0)
+    keys_5 = _two(keys_5a * step, keys_5b * step).to(gl.float16)
+    step = _with_square(keys_5, wide, 0)
     wider = gl.allocate_shared_memory(gl.float16, [64, 32], _SMALL)
     _put(wider, step)
     solved_5 = -_with_square(pair.to(gl.float16), wider, 32)
@@ -474,10 +488,7 @@ def kda_chunk_body(
     solved_5a, solved_5b = gl.convert_layout(solved_5a, _OWN), gl.convert_layout(solved_5b, _OWN)
     tile = _blocks(block, solved, solved_4, solved_5a, solved_5b)
     tile = gl.convert_layout(tile, _GROUP_LEFT)
-    column = gl.arange(0, 64, gl.SliceLayout(0, _GROUP_LEFT))
-    factor = gl.load(beta + column.to(gl.int64) * beta_stride, column < count, other=0)
-    tile = tile * gl.expand_dims(_step_size(factor.to(gl.float32), BETA), 0)
-    tile = gl.where(gl.expand_dims(column < count, 0), tile, 0.0)
+    tile = tile * gl.expand_dims(steps.load(gl.SliceLayout(0, _GROUP_LEFT)), 0)
     weights = tile.to(CODE)
     rest = (tile - weights.to(gl.float32)).to(CODE)
 
