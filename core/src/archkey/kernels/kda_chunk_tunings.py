@@ -22,8 +22,8 @@ class KdaChunkTuning:
     map_stages   the same where only what a segment does to a state is wanted
     resident     walking programs that a compute unit holds at once: what is not filled by far is
                  filled with segments of sequences
-    segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment
-    precision    of products of float32 maps, as `tl.dot` calls it
+    segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment; 0:
+                 no sequence is cut
     """
 
     chunk_warps: int
@@ -35,7 +35,6 @@ class KdaChunkTuning:
     map_stages: int
     resident: int = 1
     segment: int = 8
-    precision: str = "ieee"
 
     def __post_init__(self) -> None:
         for name in ("chunk_warps", "block", "columns", "few", "walk_warps"):
