@@ -22,6 +22,8 @@ __all__ = [
     "TRITON",
     "attention_kernels",
     "chunk_kda_kernels",
+    "kda_decode_kernels",
+    "kda_gate_kernels",
     "mla_decode_kernels",
     "merge_attn_states_kernels",
     "mla_prefill_kernels",
@@ -201,6 +203,45 @@ def chunk_kda_kernels(tuning: Table) -> tuple[Kernel, ...]:
             tuning=tuning,
             summary="shared Triton bodies: chunks alone, then states walked in segments",
         ),
+    )
+
+
+def kda_decode_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """fused_recurrent_kda and kda_packed_decode.
+
+    tuning  rows of `KdaDecodeTuning`, with conditions on the widths, `state_dtype` and
+            `state_v_first`, which packed decode has, too
+    """
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.kda_decode:build_{operator}",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: a part of a state in registers, read and written once",
+            space=spaces.KDA_DECODE,
+        )
+        for operator in ("fused_recurrent_kda", "kda_packed_decode")
+    )
+
+
+def kda_gate_kernels(tuning: Table) -> tuple[Kernel, ...]:
+    """kda_gate and kda_gate_chunk_cumsum.
+
+    tuning  rows of `KdaGateTuning`, with conditions on `head_dim`, `dtype` and `out_dtype`
+    """
+    return tuple(
+        Kernel(
+            operator=operator,
+            name="triton",
+            build=f"archkey.kernels.kda_gate:build_{operator}",
+            requires=(TRITON,),
+            tuning=tuning,
+            summary="shared Triton body: one launch, chunks found on the device",
+            space=spaces.KDA_GATE,
+        )
+        for operator in ("kda_gate", "kda_gate_chunk_cumsum")
     )
 
 

@@ -11,6 +11,8 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
+from archkey.kernels.kda_decode_tunings import KdaDecodeTuning
+from archkey.kernels.kda_gate_tunings import KdaGateTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTile, MlaPrefillTuning
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION",
+    "KDA_DECODE",
+    "KDA_GATE",
     "MLA_DECODE",
     "MLA_PREFILL",
     "MXFP4_LINEAR",
@@ -213,4 +217,25 @@ MLA_PREFILL = Space(
         ),
     ),
     _attention,
+)
+
+
+def _kda_decode(values: KdaDecodeTuning, capabilities: Capabilities) -> bool:
+    """8 to 128 elements of a state of 128 rows a thread: a 16-byte load or two at least."""
+    threads = values.num_warps * (capabilities.warp_size or 32)
+    return 8 <= values.columns * 128 / threads <= 128
+
+
+KDA_DECODE = Space({"columns": (4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}, _kda_decode)
+
+
+def _kda_gate(values: KdaGateTuning, capabilities: Capabilities) -> bool:
+    """4 to 64 elements a thread, of `tokens` as of a chunk of 64."""
+    threads = values.num_warps * (capabilities.warp_size or 32)
+    tiles = (tokens * values.channels / threads for tokens in (values.tokens, 64))
+    return all(4 <= tile <= 64 for tile in tiles)
+
+
+KDA_GATE = Space(
+    {"tokens": (8, 16, 32, 64), "channels": (32, 64, 128), "num_warps": (1, 2, 4, 8)}, _kda_gate
 )

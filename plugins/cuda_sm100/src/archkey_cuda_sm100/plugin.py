@@ -12,6 +12,8 @@ from archkey.kernels.attention_tunings import AttentionTuning
 from archkey.kernels.catalogue import (
     attention_kernels,
     chunk_kda_kernels,
+    kda_decode_kernels,
+    kda_gate_kernels,
     merge_attn_states_kernels,
     mla_decode_kernels,
     mla_prefill_kernels,
@@ -23,6 +25,8 @@ from archkey.kernels.catalogue import (
     sparse_mla_kernels,
 )
 from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
+from archkey.kernels.kda_decode_tunings import KdaDecodeTuning
+from archkey.kernels.kda_gate_tunings import KdaGateTuning
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
@@ -41,6 +45,8 @@ _TUNING = tables.read(
     MlaPrefillTuning,
     SparseMlaTuning,
     KdaChunkTuning,
+    KdaDecodeTuning,
+    KdaGateTuning,
 )
 
 
@@ -61,6 +67,8 @@ def archkey_kernels(target: archkey.Target) -> Iterable[archkey.Kernel]:
     yield from mla_prefill_kernels(_TUNING["mla_prefill"])
     yield from sparse_mla_kernels(_TUNING["sparse_mla_prefill"], _TUNING["sparse_mla_decode"])
     yield from chunk_kda_kernels(_TUNING["chunk_kda"])
+    yield from kda_decode_kernels(_TUNING["kda_decode"])
+    yield from kda_gate_kernels(_TUNING["kda_gate"])
     yield from merge_attn_states_kernels()
     yield from page_table_kernels()
     yield from sparse_kv_kernels()
