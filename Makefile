@@ -17,7 +17,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 NEEDS := requirements-dev.txt constraints.txt core/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: help demo test slow gpu evidence performance newest lint format clean
+.PHONY: help demo test slow gpu evidence performance newest fla lint format clean
 
 help:
 	@echo "make demo     run every operator on this machine against the reference"
@@ -28,6 +28,7 @@ help:
 	@echo "              OPERATORS='rmsnorm mla_decode': of these alone"
 	@echo "make performance  the README's times, from plugins/*/results; measures nothing"
 	@echo "make newest   the kernels with the newest Triton, in a venv of its own"
+	@echo "make fla      flash-linear-attention's own layer on archkey, in a venv of its own"
 	@echo "make lint     ruff and mypy"
 	@echo "make format   let ruff rewrite the files"
 	@echo "make clean    remove .venv and all caches"
@@ -66,6 +67,14 @@ newest: $(READY)
 		tests/core/test_tuning.py tests/core/test_compilation.py tests/conformance/test_machine_code.py \
 		tests/conformance/test_probes.py
 
+# Where fla is installed transformers takes its kernels, on a CPU too, for models of other tests.
+fla: $(READY)
+	test -x .venv-fla/bin/python || cp -a .venv .venv-fla
+	.venv-fla/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -c constraints.txt \
+		flash-linear-attention fla-core einops
+	.venv-fla/bin/python -m pytest $(PYTEST) tests/integrations/test_fla.py \
+		tests/integrations/test_fla_layers.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,7 +85,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-newest .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
+	rm -rf .venv .venv-newest .venv-fla .pytest_cache .ruff_cache .mypy_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): $(NEEDS)

@@ -195,10 +195,23 @@ def _split_exponents(right: Right, inputs: Values, outputs: Values) -> Values:
     return results
 
 
+def _by_the_batch(name: str) -> Wrong:
+    """The last bits of an output follow from how many sequences there are."""
+
+    def wrong(right: Right, inputs: Values, outputs: Values) -> Values:
+        results = right(**inputs)
+        if results[name] is not None:
+            results[name] = results[name] * (1 + 1e-6 * len(inputs["cu_seqlens"]))
+        return results
+
+    return wrong
+
+
+ANY_BATCH = "same bits in any batch"
+
 _SAME_TOKENS: tuple[tuple[str, str, Wrong], ...] = (
     ("ln 2 missing", "gate units, 20 nats a chunk", _gates(lambda g: g * math.log(2))),
     ("ln 2 twice", "gate units, 20 nats a chunk", _gates(lambda g: g / math.log(2))),
-    ("gate in bfloat16", "gate units, 20 nats a chunk", _gates(lambda g: g.bfloat16().float())),
     ("clamped at -5", "steep gates", _gates(lambda g: g.clamp_min(-5))),
     ("gate forgotten", "gate of -5 everywhere", _gates(torch.zeros_like)),
     ("gate of the token before", "gate of -5 everywhere", _decay_late),
@@ -256,6 +269,22 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
     ("chunk_kda", "e^G apart from e^-G", "steep gates", _split_exponents),
     ("chunk_kda", "e^G apart from e^-G", "gate of -5 everywhere", _split_exponents),
+    *(
+        (
+            "chunk_kda",
+            f"{name} by the batch",
+            "same bits in any batch: h, track",
+            _by_the_batch(name),
+        )
+        for name in ("o", "final_state", "h", "track_state")
+    ),
+    # Of chunk_kda level accuracy tells it: operands of its products are bfloat16 themselves.
+    (
+        "fused_recurrent_kda",
+        "gate in bfloat16",
+        "gate units, 20 nats a chunk",
+        _gates(lambda g: g.bfloat16().float()),
+    ),
     (
         "fused_recurrent_kda",
         "one column too far",

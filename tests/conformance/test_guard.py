@@ -8,7 +8,7 @@ import torch
 
 from archkey.conformance.case import Maker
 from archkey.conformance.guard import Guarded, poison
-from archkey.conformance.tolerances import TABLE, bound, distance
+from archkey.conformance.tolerances import TABLE, bound, distance, windows
 
 DTYPES = (
     torch.bfloat16,
@@ -132,6 +132,24 @@ def test_one_wrong_row_of_codes_does_not_drown() -> None:
     got = want.clone()
     got[1234] = 1
     assert distance(got, want) == pytest.approx(0.05)
+
+
+def test_windows_of_tokens() -> None:
+    """Each by itself, of each batch entry; the last one ends with the last token."""
+    want = torch.randn(2, 700, 3, 64, generator=torch.Generator().manual_seed(0))
+    want[1, 256:512] *= 1e-6
+    seen = (100 / 256) ** 0.5  # of the last window, 444 to 699
+    for b, begin, end, error in ((0, 0, 256, 1.0), (1, 256, 512, 1.0), (0, 600, 700, seen)):
+        got = want.clone()
+        got[b, begin:end] *= 2
+        assert windows(got, want) == pytest.approx(error, rel=0.02)
+        assert distance(got, want) < 0.51
+    assert windows(want, want) == 0.0
+    assert windows(2 * want[:, :255], want[:, :255]) == 0.0, "the whole is measured as it is"
+    want[0, :256] = 0
+    got = want.clone()
+    got[0, 7, 0, 0] = torch.nan
+    assert windows(got, want) == float("inf")
 
 
 def test_infinities_and_nan_stand_where_they_must() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""KDA's decode under Triton's interpreter: what the exam's bounds are too wide to see, to the bit."""
+"""KDA's decode under Triton's interpreter, to the bit: what the exam's bounds do not see."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ DOCUMENTS = (
     "core/docs/bench.md",
     "core/docs/design.md",
     "core/docs/engine.md",
+    "core/docs/fla.md",
     "core/docs/flash_mla.md",
     "core/docs/formats.md",
     "core/docs/levels.md",

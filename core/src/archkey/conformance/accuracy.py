@@ -202,6 +202,8 @@ def statistics(
     floors, floor_off = _counts(least, want)
     for over, (noise, bias) in OVER.items():
         square, floor = _over(over, squares), _over(over, floors)
+        if over == "row":
+            noise, bias = noise * most.rows, bias * most.rows
         excess = (square - floor).clamp_min(0).sqrt()
         yield part.worst("noise", over, excess, floor.sqrt(), most.noise * noise)
         if bias:

@@ -68,12 +68,13 @@ class Arrangement(NamedTuple):
     about   how it differs: "each alone", "token by token"
     inputs  keyword arguments of the operator's public function
     rows    of each row of its outputs, which one of the case's own it is; a row is what belongs to
-            one query, whatever dimensions say where it lies
+            one query, whatever dimensions say where it lies. By an output's name where outputs
+            have rows of several kinds: of a query, and of a sequence
     """
 
     about: str
     inputs: Mapping[str, Any]
-    rows: Sequence[int]
+    rows: Sequence[int] | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)

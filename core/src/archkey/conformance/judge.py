@@ -17,9 +17,16 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from archkey.conformance.case import Arrangement, Case, Maker
+from archkey.conformance.cases.distributions import WINDOW
 from archkey.conformance.guard import Guarded, poison
 from archkey.conformance.refusal import refused
-from archkey.conformance.tolerances import bound, distance, source_of
+from archkey.conformance.tolerances import (
+    SEQUENTIAL,
+    bound,
+    distance,
+    source_of,
+    windows,
+)
 from archkey.errors import Unsupported
 from archkey.explain import headline
 from archkey.kernel import resolve
@@ -99,7 +106,7 @@ Measure = Callable[
 
 
 def by_distance(level: str) -> Measure:
-    """One error an output, as `tolerances` says for the exam's `level`."""
+    """One error an output, or two, as `tolerances` says for the exam's `level`."""
 
     def measure(
         operator: Operator,
@@ -113,6 +120,9 @@ def by_distance(level: str) -> Measure:
                 out = found[name]
                 allowed = bound(operator.name, name, out.dtype, level, source).value
                 measured.append(Measured(distance(out, want, name), allowed, name))
+                if SEQUENTIAL.get(operator.name) == name:
+                    what = f"{name}: the worst {WINDOW} tokens"
+                    measured.append(Measured(windows(out, want), allowed, what))
         return measured
 
     return measure
@@ -260,9 +270,10 @@ def _again(
         if wrong := [one for one in tap.errors if not one.passed]:
             return [one._replace(what=f"{one.what}: {about}") for one in wrong]
         for name, found in tap.found.items():
+            of_it = rows[name] if isinstance(rows, Mapping) else rows
             # What is not ragged has all queries of a sequence in one entry of dimension 0.
-            size = found.numel() // len(rows)
-            count = _differing(own[name].reshape(-1, size)[rows], found)
+            size = found.numel() // len(of_it)
+            count = _differing(own[name].reshape(-1, size)[of_it], found)
             differing.append(Measured(count, 0.0, f"{name}: {about}"))
     return differing
 

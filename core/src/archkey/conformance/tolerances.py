@@ -9,18 +9,32 @@ at once.) A logarithm is near 0 where its argument is near 1, so its error is th
 |out - ref| / max(1, |ref|). Infinities and NaN must stand in the same places, or the error is
 infinite. The error of an integer output, and of codes, is the share of elements that differ, or a
 twentieth of that share in the worst row.
+
+Where a state goes from token to token an error may grow with them, and a late drift drowns in the
+whole: so such an output is measured over every WINDOW tokens too, see `windows`, by the same bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 
+from archkey.conformance.cases.distributions import WINDOW
 from archkey.ops._sparse_kv import PACKED
 
-__all__ = ["ANY", "Bound", "TABLE", "bound", "distance", "source_of"]
+__all__ = [
+    "ANY",
+    "SEQUENTIAL",
+    "TABLE",
+    "Bound",
+    "bound",
+    "distance",
+    "source_of",
+    "windows",
+]
 
 ANY = "*"
 
@@ -45,9 +59,13 @@ class Bound(NamedTuple):
 LOGARITHMS = ("lse", "max_logits")
 """Outputs by that name are measured as logarithms, those of a vendor's operator too."""
 
+SEQUENTIAL = MappingProxyType({"chunk_kda": "o", "fused_recurrent_kda": "o"})
+"""Operators whose output of that name, `[B, T, ..]`, comes of a state that each token changes."""
+
 _SPARSE = ("sparse_mla_prefill", "sparse_mla_decode")
 _ATTENTION = ("unified_attention", "mla_decode", "mla_prefill", *_SPARSE)
 _UNPACKED = "keys of packed rows are rounded to bfloat16 before they are multiplied"
+_CHUNKS = "operands of a chunk's products, the state among them, are rounded to 8 bits"
 _WEIGHTS = "weights are rounded to the dtype of the values that they multiply"
 
 # One rounding of a value spread evenly over a binade costs 2^-(p+1)/sqrt(3) of its size on
@@ -58,6 +76,19 @@ TABLE = (
     Bound("rmsnorm_quant", "out", "float8_e4m3fn", ANY, 6e-3, "one code in 200 may be a neighbour"),
     Bound(
         "rmsnorm_quant", "out", "float8_e4m3fnuz", ANY, 6e-3, "one code in 200 may be a neighbour"
+    ),
+    *(
+        Bound("chunk_kda", ANY, f"{source} {dtype}", level, error, reason)
+        for source in ("bfloat16", "float32")
+        for dtype in ("bfloat16", "float16", "float32")
+        for level, error, reason in (
+            ("interpreted", 1.5e-2, f"{_CHUNKS}; the interpreter cuts them off"),
+            (ANY, 5e-3, f"{_CHUNKS}: what flash-linear-attention's tests allow"),
+        )
+    ),
+    *(
+        Bound("chunk_kda", ANY, f"float16 {dtype}", ANY, 1e-3, f"{_CHUNKS}, here to 11 bits")
+        for dtype in ("float16", "float32")
     ),
     Bound(
         *(ANY, ANY, "bfloat16", "interpreted", 8e-3),
@@ -168,6 +199,24 @@ def distance(out: torch.Tensor, reference: torch.Tensor, name: str = "") -> floa
     usual = float(want.norm()) / sizes.numel() ** 0.5
     rows = errors / sizes.clamp_min(0.01 * usual) if usual > 0 else errors
     return max(whole, float(rows.max()) / 2)
+
+
+def windows(out: torch.Tensor, reference: torch.Tensor) -> float:
+    """The worst ||out - ref|| / ||ref|| over any WINDOW tokens of one batch entry of `[B, T, ..]`.
+
+    Windows begin at multiples of WINDOW, and the last one ends with the last token. 0 where there
+    are fewer tokens, or where the shapes are not the same.
+    """
+    length = reference.shape[1] if reference.dim() > 1 else 0
+    if length < WINDOW or out.shape != reference.shape:
+        return 0.0
+    sums = []
+    for x in (out.double() - reference.double(), reference.double()):
+        tokens = x.flatten(2).square().sum(-1)
+        whole = tokens[:, : length // WINDOW * WINDOW].unflatten(1, (-1, WINDOW))
+        sums.append(torch.cat([whole, tokens[:, None, -WINDOW:]], 1).sum(-1).sqrt())
+    errors, sizes = sums
+    return float(torch.where(sizes > 0, errors / sizes, errors).nan_to_num(torch.inf).max())
 
 
 def _together(x: torch.Tensor) -> torch.Tensor:

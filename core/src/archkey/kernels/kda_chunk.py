@@ -2,8 +2,8 @@
 """Builder of chunk_kda on the shared Triton bodies.
 
 Two launches: every chunk by itself, then the walk of the states over the chunks. Where sequences
-and heads are too few to fill the device, sequences are cut into segments, and a launch between the
-two finds what each segment does to a state. Grids, workspaces and segments follow from shapes
+and heads are too few to fill the device, sequences are cut into segments, and two launches between
+them find what each segment does to a state, and what it starts from. Grids, workspaces and segments follow from shapes
 alone, so a call can be captured; which chunk belongs to which sequence is looked up on the device,
 in cu_seqlens. Any architecture with a Triton backend can list it.
 """
@@ -18,6 +18,7 @@ from archkey.kernels.attention_programs import unit_of
 from archkey.kernels.kda_chunk_programs import (
     chunk_program,
     columns_of,
+    join_program,
     maps_program,
     sizes_of,
     state_units,
@@ -51,10 +52,12 @@ def run_of(
     heads, chunk = problem.value_heads, problem.chunk_size
     columns, few = (columns_of(problem, n) for n in (tuning.columns, tuning.few))
     prepare = build.compile(chunks_alone)
-    map_segments = build.compile(maps_program(problem, tuning))
-    walk_segments = build.compile(walk_program(problem, tuning, columns, segmented=True))
+    if tuning.segment:
+        map_segments = build.compile(maps_program(problem, tuning))
+        join_segments = build.compile(join_program(problem, tuning))
+        walk_segments = build.compile(walk_program(problem, tuning, columns, segmented=True))
     walks = {}
-    if not problem.batch_invariant:
+    if not (problem.batch_invariant and tuning.segment):
         for n in sorted({columns, few}, reverse=True):
             walks[n] = build.compile(walk_program(problem, tuning, n, segmented=False))
     slots = (build.device.compute_units or _UNITS) * tuning.resident
@@ -66,6 +69,8 @@ def run_of(
         """(columns to walk with, chunks of a segment or 0 if sequences are not cut)."""
         if not walks:
             return columns, tuning.segment
+        if problem.batch_invariant or not tuning.segment:
+            return columns if heads * sequences * (v_pad // columns) > slots else few, 0
         for n in walks:
             if 2 * heads * sequences * (v_pad // n) > slots:
                 return n, 0
@@ -148,6 +153,10 @@ def run_of(
             map_segments(
                 ((v_pad + k_pad) // columns, heads, segments), w, u, kg, decay, initial_state,
                 state_indices, cu_seqlens, maps, sequences, tokens, length, index_stride, *starts,
+            )  # fmt: skip
+            join_segments(
+                (v_pad // few, heads, sequences), maps, state_indices, cu_seqlens, tokens, length,
+                index_stride,
             )  # fmt: skip
         else:
             length = max(-(-tokens // chunk), 1)

@@ -140,7 +140,7 @@ def kda_chunk_body(
         known = tl.load(state_indices + sequence.to(tl.int64) * index_stride, known, other=-1) >= 0
     if not known:
         out += (batch64 * out_batch + first64 * out_stride + head64 * out_head) * OUT_UNIT
-        for b in tl.static_range(VP // BV):
+        for b in tl.range(VP // BV, num_stages=1):
             column = b * BV + tl.arange(0, BV)
             rows = out + i.to(tl.int64)[:, None] * out_stride * OUT_UNIT + column[None, :]
             nothing = tl.zeros([C, BV], out.dtype.element_ty)
@@ -159,7 +159,7 @@ def kda_chunk_body(
 
     q_sum, k_sum = tl.zeros([C], tl.float32), tl.zeros([C], tl.float32)
     same = tl.zeros([C], tl.float32)
-    for b in tl.static_range(KP // BK):
+    for b in tl.range(KP // BK, num_stages=1):
         d = b * BK + tl.arange(0, BK)
         q_block = _tile(q, q_stride, i, d, there, K, UNIT).to(tl.float32)
         k_block = _tile(k, k_stride, i, d, there, K, UNIT).to(tl.float32)
@@ -178,7 +178,7 @@ def kda_chunk_body(
     parting = tl.where(i[:, None] > i[None, :], i[:, None] ^ i[None, :], 0)
     keys = tl.zeros([C, C], tl.float32)
     queries = tl.zeros([C, C], tl.float32)
-    for b in tl.static_range(KP // BK):
+    for b in tl.range(KP // BK, num_stages=1):
         d = b * BK + tl.arange(0, BK)
         G_log2 = _gates(
             g, A_log, dt_bias, lower_bound, g_stride, head, i, there, d, K, G_UNIT, GATE
@@ -201,8 +201,6 @@ def kda_chunk_body(
         tl.store(qg + tile, (q_block * since * q_size[:, None]).to(CODE))
         tl.store(kg + tile, (k_block * until * k_size[:, None]).to(CODE))
         tl.store(decay + place * KP + d, tl.exp2(total))
-        if KP == BK:
-            grown = (k_block * since * k_size[:, None]).to(CODE)
 
     diagonal = i[:, None] == i[None, :]
     queries *= q_size[:, None] * k_size[None, :]
@@ -221,21 +219,20 @@ def kda_chunk_body(
     weights = solved.to(CODE)
     rest = (solved - weights.to(tl.float32)).to(CODE)
 
-    for b in tl.static_range(VP // BV):
+    for b in tl.range(VP // BV, num_stages=1):
         column = b * BV + tl.arange(0, BV)
         values = _tile(v, v_stride, i, column, there, V, UNIT).to(CODE)
         part = product(rest, values, tl.zeros([C, BV], tl.float32), INTERPRETED)
         part = product(weights, values, part, INTERPRETED)
         tile = place * (C * VP) + i[:, None] * VP + column[None, :]
         tl.store(u + tile, part.to(CODE))
-    for b in tl.static_range(KP // BK):
+    for b in tl.range(KP // BK, num_stages=1):
         d = b * BK + tl.arange(0, BK)
-        if KP != BK:
-            G_log2 = _gates(
-                g, A_log, dt_bias, lower_bound, g_stride, head, i, there, d, K, G_UNIT, GATE
-            )
-            k_block = _tile(k, k_stride, i, d, there, K, UNIT).to(tl.float32) * k_gain[:, None]
-            grown = (k_block * tl.exp2(G_log2)).to(CODE)
+        G_log2 = _gates(
+            g, A_log, dt_bias, lower_bound, g_stride, head, i, there, d, K, G_UNIT, GATE
+        )
+        k_block = _tile(k, k_stride, i, d, there, K, UNIT).to(tl.float32) * k_gain[:, None]
+        grown = (k_block * tl.exp2(G_log2)).to(CODE)
         part = product(rest, grown, tl.zeros([C, BK], tl.float32), INTERPRETED)
         part = product(weights, grown, part, INTERPRETED)
         tl.store(w + place * (C * KP) + i[:, None] * KP + d[None, :], part.to(CODE))

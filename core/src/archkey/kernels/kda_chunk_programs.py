@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 from archkey.kernels.attention_programs import unit_of
 from archkey.kernels.kda_chunk_body import kda_chunk_body
 from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
-from archkey.kernels.kda_state_body import kda_maps_body, kda_walk_body
+from archkey.kernels.kda_state_body import kda_join_body, kda_maps_body, kda_walk_body
 from archkey.kernels.rmsnorm import POINTERS
 from archkey.launch import Program, interpreting
 
 if TYPE_CHECKING:
     from archkey.ops.kda import ChunkKdaProblem
 
-__all__ = ["chunk_program", "columns_of", "maps_program", "sizes_of", "state_units", "walk_program"]
+__all__ = ["chunk_program", "columns_of", "join_program", "maps_program", "sizes_of", "state_units", "walk_program"]
 
+_WHOLE = 64
+"""K from which on maps are multiplied in quarters."""
 _INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
-_MOST = 128
-"""Columns that a program prepares at once."""
 
 
 def sizes_of(problem: ChunkKdaProblem) -> tuple[int, int]:
@@ -117,8 +117,8 @@ def chunk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             "V": problem.head_dim_v,
             "KP": k_pad,
             "VP": v_pad,
-            "BK": min(k_pad, _MOST),
-            "BV": min(v_pad, _MOST),
+            "BK": min(k_pad, tuning.block),
+            "BV": min(v_pad, tuning.block),
             "C": problem.chunk_size,
             "LEVELS": problem.chunk_size.bit_length() - 1,
             "UNIT": unit_of(problem.dtype, problem.aligned),
@@ -169,6 +169,33 @@ def maps_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
     )
 
 
+def join_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
+    """What segments start from, of what each does to a state."""
+    k_pad, v_pad = sizes_of(problem)
+    return Program(
+        kda_join_body,
+        signature={
+            "maps": "*fp32",
+            "state_indices": _INTEGERS[problem.state_indices],
+            "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+            **dict.fromkeys(("tokens", "chunks"), "i32"),
+            **_strides("index_stride"),
+        },
+        constants={
+            "HV": problem.value_heads,
+            "KP": k_pad,
+            "VP": v_pad,
+            "BV": columns_of(problem, tuning.few),
+            "PARTS": 1 if k_pad < _WHOLE else 2,
+            "C": problem.chunk_size,
+            "STAGES": tuning.map_stages,
+            "INTERPRETED": interpreting(),
+        },
+        aligned=frozenset(("maps",)),
+        options={"num_warps": tuning.walk_warps},
+    )
+
+
 def walk_program(
     problem: ChunkKdaProblem, tuning: KdaChunkTuning, columns: int, segmented: bool
 ) -> Program:
@@ -206,7 +233,6 @@ def walk_program(
             "FINAL_UNIT": final_unit,
             "V_FIRST": problem.state_v_first,
             "CODE": _triton_type(problem),
-            "PRECISION": tuning.precision,
             "STAGES": tuning.stages,
             "INTERPRETED": interpreting(),
         },

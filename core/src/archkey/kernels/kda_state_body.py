@@ -3,9 +3,9 @@
 
 A chunk maps the state S `[K, V]` it starts from to the next one by an affine map, so a segment of
 chunks does too: `S <- M S + B`. `kda_maps_body` walks every segment but a sequence's last one, from
-the identity without values for M and from nothing for B; then `kda_walk_body` puts the maps of the
-segments before its own together, and walks its segment once more for the outputs. Where a segment
-begins follows from its sequence alone.
+the identity without values for M and from nothing for B; `kda_join_body` goes through a sequence's
+maps for the state that each segment starts from; then `kda_walk_body` walks all segments once more
+for the outputs. Where a segment begins follows from its sequence alone.
 
 Columns of a state do not touch each other, so a program has BV of them, for all chunks.
 Symbols as in `archkey.kernels.kda_chunk_body`, which makes what is read here.
@@ -19,7 +19,7 @@ import triton.language as tl
 from archkey.kernels.attention_parts import product
 from archkey.kernels.kda_parts import chunk_slot_of, part_of
 
-__all__ = ["kda_maps_body", "kda_walk_body"]
+__all__ = ["kda_join_body", "kda_maps_body", "kda_walk_body"]
 
 
 @triton.jit
@@ -72,6 +72,17 @@ def _advance(
     keys = _chunk_tile(kg, place, i, d, C * KP, KP)
     kept = state * tl.load(decay + place * KP + d)[:, None]
     return product(tl.trans(keys), delta, kept, INTERPRETED), delta
+
+
+@triton.jit
+def _mapped(transfer, state, offset, INTERPRETED: tl.constexpr):
+    """offset + transfer @ state, of float32 in two parts each: 16 bits of a product are kept."""
+    first, other = transfer.to(tl.bfloat16), state.to(tl.bfloat16)
+    rest = (state - other.to(tl.float32)).to(tl.bfloat16)
+    offset = product(first, rest, offset, INTERPRETED)
+    offset = product(first, other, offset, INTERPRETED)
+    rest = (transfer - first.to(tl.float32)).to(tl.bfloat16)
+    return product(rest, other, offset, INTERPRETED)
 
 
 @triton.jit
@@ -153,6 +164,60 @@ def kda_maps_body(
 
 
 @triton.jit
+def kda_join_body(
+    maps,  # see `kda_maps_body`; each B becomes the state that its segment starts from
+    state_indices,  # [N], or None
+    cu_seqlens,  # [N + 1], or None
+    tokens,
+    chunks,  # of a segment
+    index_stride,
+    HV: tl.constexpr,
+    KP: tl.constexpr,
+    VP: tl.constexpr,
+    BV: tl.constexpr,
+    PARTS: tl.constexpr,  # of K, 1 or 2: what is multiplied at once has to fit
+    C: tl.constexpr,
+    STAGES: tl.constexpr,
+    INTERPRETED: tl.constexpr,
+):
+    block = tl.program_id(0)
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    if state_indices is not None:
+        if tl.load(state_indices + sequence.to(tl.int64) * index_stride) < 0:
+            return
+    length = tokens
+    if cu_seqlens is not None:
+        begin = tl.load(cu_seqlens + sequence).to(tl.int32)
+        length = tl.load(cu_seqlens + sequence + 1).to(tl.int32) - begin
+    segments = tl.cdiv(length, chunks * C)
+    first = chunk_slot_of(cu_seqlens, tokens, sequence, chunks * C)
+    WIDTH: tl.constexpr = VP + KP
+    ROWS: tl.constexpr = KP // PARTS
+    d = tl.arange(0, ROWS)
+    # The first segment starts from the first state, and the second one from what it made of that.
+    entry = maps + ((first + 1).to(tl.int64) * HV + head) * (KP * WIDTH) + d[:, None] * WIDTH
+    column = block * BV + tl.arange(0, BV)
+    more = segments > 2
+    upper = tl.load(entry + column[None, :], more, other=0)
+    lower = upper
+    if PARTS == 2:
+        lower = tl.load(entry + (ROWS * WIDTH + column[None, :]), more, other=0)
+    for _ in tl.range(2, segments, num_stages=STAGES):
+        entry += HV * (KP * WIDTH)
+        transfer = entry + VP + d[None, :]
+        old = upper
+        upper = _mapped(tl.load(transfer), old, tl.load(entry + column[None, :]), INTERPRETED)
+        if PARTS == 2:
+            upper = _mapped(tl.load(transfer + ROWS), lower, upper, INTERPRETED)
+            rest = tl.load(entry + (ROWS * WIDTH + column[None, :]))
+            rest = _mapped(tl.load(transfer + ROWS * WIDTH), old, rest, INTERPRETED)
+            lower = _mapped(tl.load(transfer + (ROWS * WIDTH + ROWS)), lower, rest, INTERPRETED)
+            tl.store(entry + (ROWS * WIDTH + column[None, :]), lower)
+        tl.store(entry + column[None, :], upper)
+
+
+@triton.jit
 def kda_walk_body(
     w,  # see `kda_chunk_body`
     u,
@@ -160,7 +225,7 @@ def kda_walk_body(
     kg,
     within,
     decay,
-    maps,  # see `kda_maps_body`; None: every sequence is one segment
+    maps,  # see `kda_join_body`; None: every sequence is one segment
     initial_state,  # [N, HV, K, V], a pool, or None
     state_indices,  # [N], or None
     cu_seqlens,  # [N + 1], or None
@@ -199,7 +264,6 @@ def kda_walk_body(
     FINAL_UNIT: tl.constexpr,
     V_FIRST: tl.constexpr,
     CODE: tl.constexpr,
-    PRECISION: tl.constexpr,  # of products of float32 maps
     STAGES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
@@ -223,17 +287,8 @@ def kda_walk_body(
     head64 = head.to(tl.int64)
     state = tl.zeros([KP, BV], tl.float32)
     if maps is not None:
-        entry = maps + ((slot - segment).to(tl.int64) * HV + head) * (KP * (VP + KP))
-        if segment > 0:
-            entry += HV * (KP * (VP + KP))
-        own = d[:, None] * (VP + KP)
-        state = tl.load(entry + own + column[None, :])
-        for _ in tl.range(1, segment, num_stages=2):
-            entry += HV * (KP * (VP + KP))
-            transfer = tl.load(entry + own + VP + d[None, :])
-            state = tl.dot(
-                transfer, state, tl.load(entry + own + column[None, :]), input_precision=PRECISION
-            )
+        entry = maps + (slot.to(tl.int64) * HV + head) * (KP * (VP + KP))
+        state = tl.load(entry + d[:, None] * (VP + KP) + column[None, :])
     elif initial_state is not None:
         tile = _state_tile(
             initial_state, source, head, d, column, state_stride, state_head, state_row, STATE_UNIT,

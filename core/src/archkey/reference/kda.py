@@ -162,15 +162,21 @@ def chunk_kda(
         ``(o, final_state, h [B, NT, HV, K, V] or None, track_state or None)``; with cu_seqlens, NT
         is ``len(chunk_indices)`` or the number of all sequences' chunks; rows of padding are 0.
     """
-    x = prepare(
-        q, k, v, g, beta, A_log, dt_bias, scale, lower_bound, use_qk_l2norm_in_kernel,
-        use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, compute_dtype,
-    )  # fmt: skip
+
+    def of(rows: slice) -> Tokens:
+        """Of one sequence: what torch vectorises, and with it a last bit, follows from a shape."""
+        q_, k_, v_, g_, beta_ = (y.flatten(0, 1)[None, rows] for y in (q, k, v, g, beta))
+        return prepare(
+            q_, k_, v_, g_, beta_, A_log, dt_bias, scale, lower_bound, use_qk_l2norm_in_kernel,
+            use_gate_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, compute_dtype,
+        )  # fmt: skip
+
     # The definition is the ground truth; in float32 it would also be slow for a prefill.
     advance = _recurrence if compute_dtype == torch.float64 else _chunk_form
     sequences = spans(q, cu_seqlens)
     chunks = first_chunks(sequences, chunk_size)
-    states = all_states(initial_state, len(sequences), x, state_v_first)
+    nothing = of(slice(0))
+    states = all_states(initial_state, len(sequences), nothing, state_v_first)
     starts = start_slots(slot_table(state_indices, len(sequences)), None)
     tracked = [-1] * len(sequences) if track_chunk_idx is None else track_chunk_idx.tolist()
     track = None if track_state is None else k_first(track_state, state_v_first, compute_dtype)
@@ -180,19 +186,20 @@ def chunk_kda(
         rows = chunks[-1] // max(batch, 1) if chunk_indices is None else len(chunk_indices)
         h = states.new_zeros(batch, rows, *states.shape[1:])
 
-    o = torch.zeros_like(x.v)
+    o = nothing.v.new_zeros(v.shape[2], q.shape[0] * q.shape[1], v.shape[3])
     for n, (start, stop) in enumerate(sequences):
         if starts[n] < 0:
             continue
+        x = of(slice(start, stop))
         state = states[starts[n]]  # a view: what is written to it is the final state
-        for first in range(start, stop, BLOCK):
-            chunk, inside = divmod(first - start, chunk_size)
+        for first in range(0, stop - start, BLOCK):
+            chunk, inside = divmod(first, chunk_size)
             if h is not None and inside == 0:
                 h.flatten(0, 1)[chunks[n] + chunk] = state
             if track is not None and inside == 0 and chunk == tracked[n]:
                 track[n] = state
-            block = slice(first, min(first + BLOCK, stop))
-            state[:], o[:, block] = advance(state, x.part(block))
+            block = slice(first, min(first + BLOCK, stop - start))
+            state[:], o[:, start:stop][:, block] = advance(state, x.part(block))
 
     h, track = (None if y is None else as_given(y, state_v_first) for y in (h, track))
     return tokens_first(o, v), as_given(states, state_v_first), h, track

@@ -107,7 +107,7 @@ _KDA_WARPS = archkey.Kernel(
     ),
     needs=(is_("wgmma", True, "a warp group multiplies from shared memory"),),
     requires=_WARP_GROUPS.requires,
-    tuning=_TUNING["chunk_kda"],
+    tuning=_TUNING["chunk_kda_mma"],
     summary="Gluon body prepares chunks in registers; states are walked by the shared body",
 )
 

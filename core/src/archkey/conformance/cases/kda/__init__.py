@@ -5,16 +5,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from archkey.conformance.cases.kda import edges, edges_decode, models
+from archkey.conformance.cases.kda import accuracy, edges, edges_decode, invariant, long, models
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
     from archkey.conformance.case import Case
 
-__all__ = ["CASES", "random"]
+__all__ = ["ACCURACY", "CASES", "random"]
 
-CASES = (*models.CASES, *edges.CASES, *edges_decode.CASES)
+CASES = (*models.CASES, *edges.CASES, *edges_decode.CASES, *invariant.CASES, *long.CASES)
+ACCURACY = accuracy.CASES
 
 
 def random(operator: str, size: int = 1) -> SearchStrategy[Case] | None:

@@ -20,6 +20,9 @@ _TWO: dict[str, Any] = {"lengths": (70, 9), "heads": (2, 2), "state": "fp32", "f
 _RAW: dict[str, Any] = _TWO | {"gate": "raw", "g_dtype": "bf16", "l2norm": "unit"}
 _POOL: dict[str, Any] = _TWO | {"final": "", "v_first": True, "slots": "one", "in_place": True}
 
+# Small, for many tokens.
+_TAILS: dict[str, Any] = {"heads": (1, 2), "dims": (64, 64), "state": "fp32", "final": "new"}
+
 _LENGTHS: Rows = (
     *(
         ("length beside a chunk's", {"lengths": (n,), "batch": 2, "state": "fp32", "final": "new"})
@@ -42,6 +45,9 @@ _LENGTHS: Rows = (
         for lengths in ((5, 0, 66), (64,), (0,), ())
     ),
     ("lengths on the host too", _TWO | {"cpu_lengths": True, "wide": True}),
+    ("tails of blocks of 16", _TAILS | {"lengths": (1, 7, 8, 9, 14, 15, 16, 17, 18, 47, 48, 49)}),
+    ("tails of chunks", _TAILS | {"lengths": (62, 63, 64, 65, 66, 126, 127, 128, 129, 130)}),
+    ("more than a window", _TAILS | {"lengths": (2, 0, 518, 3), "heads": (1, 1), "low": -0.1}),
 )
 
 _SIZES: Rows = (
@@ -74,6 +80,14 @@ _GATES: Rows = (
     *(
         ("gate units, 20 nats a chunk", _TWO | {"low": low, "flat": flat})
         for low, flat in ((-0.3, True), (-0.6, False))
+    ),
+    *(
+        ("200 nats a chunk", _TWO | {"low": low, "flat": flat, "dims": dims})
+        for low, flat, dims in ((-3.2, True, (128, 128)), (-6.4, False, (100, 60)))
+    ),
+    *(
+        ("gates masked with 0", _TWO | {"masked": masked, "low": low, "heads": (1, 3)})
+        for masked, low in ((0.5, -1.0), (0.9, -20.0), (0.1, -1000.0))
     ),
     *(("steep gates", _TWO | {"low": low}) for low in (-20.0, -200.0)),
     ("steep gates", _TWO | {"low": -20.0, "flat": True}),
@@ -191,6 +205,10 @@ _CHUNK: Rows = (
     *(
         ("chunks of 32", _TWO | {"chunk": 32, "lengths": lengths, "h": True})
         for lengths in ((31, 33, 64), (65, 0, 2))
+    ),
+    (
+        "tails of chunks",
+        _TAILS | {"chunk": 32, "lengths": (30, 31, 32, 33, 34, 62, 63, 64, 65, 66, 96, 97)},
     ),
     *(
         (

@@ -39,6 +39,7 @@ class Kda:
     lay         of q, k, v: "row" for slices of one projection row, or as `tensors.lay` says
     gate        "given": g = `low` times a number in [0, 1), or always `low` if `flat`;
                 "raw": the gate of `gate_parameters`
+    masked      share of the finished gates that are 0, among the others
     values      of a raw gate: as `raw_gate`
     A_log, dt_bias, bound   of the raw gate, see `gate_parameters`; bound is also lower_bound
     beta        "given", "raw" or "doubled"; `sharp` puts it at 0 and 1 in turn
@@ -53,6 +54,7 @@ class Kda:
     pool_lay, out, out_lay   "v" for an out that is v; "" the default
     chunk       chunk_size; chunks: chunk_indices and chunk_offsets are given, with padding
     track, h    snapshots and states of chunks
+    invariant   batch_invariant, of chunk_kda
     """
 
     lengths: tuple[int, ...]
@@ -68,6 +70,7 @@ class Kda:
     gate: str = "given"
     low: float = -1.0
     flat: bool = False
+    masked: float = 0.0
     values: str = "normal"
     A_log: str = "normal"
     dt_bias: str = "normal"
@@ -93,6 +96,7 @@ class Kda:
     chunks: bool = False
     track: bool = False
     h: bool = False
+    invariant: bool = False
 
     def _shared(self, make: Maker) -> tuple[dict[str, Any], Any]:
         """Arguments of both operators, and slots or None."""
@@ -174,6 +178,8 @@ def _tokens(make: Maker, spec: Kda) -> dict[str, Any]:
         g = (spec.low * (torch.ones(shape) if spec.flat else make.rand(*shape))).to(
             make.device, g_dtype
         )
+        if spec.masked:
+            g *= make.rand(*shape) >= spec.masked
     # A beta near 0 would make rows so small that float32's last digits count.
     beta = make.rand(b, t, hv) * 0.75 + 0.25
     if spec.sharp:
@@ -234,6 +240,8 @@ def _chunk_extras(make: Maker, spec: Kda, shape: tuple[int, ...]) -> dict[str, A
     """What chunk_kda takes besides: chunks, snapshots, the states of chunks."""
     count = len(spec.lengths) if not spec.batch else spec.batch
     given: dict[str, Any] = {"chunk_size": spec.chunk, "return_intermediate_states": spec.h}
+    if spec.invariant:
+        given["batch_invariant"] = True
     if spec.chunks:
         total = sum(-(-n // spec.chunk) for n in spec.lengths)
         pair = chunk_layout(
