@@ -62,8 +62,9 @@ def test_examples_become_machine_code(target: str, run_python: Callable[..., str
     mla = {"mla_decode", "mla_prefill", "merge_attn_states"}
     sparse = {"quantize_sparse_kv", "dequantize_sparse_kv", "logical_to_physical_indices"}
     sparse |= {"sparse_mla_prefill", "sparse_mla_decode"}
+    kda = {"fused_recurrent_kda", "kda_packed_decode", "kda_gate", "kda_gate_chunk_cumsum"}
     others = {"mxfp4_linear", "unified_attention"}
-    assert {row[0] for row in rows} >= {*family, *others, *tables, *mla, *sparse}
+    assert {row[0] for row in rows} >= {*family, *others, *tables, *mla, *sparse, *kda}
     for operator, label, kernel, magic, found, flags, shared in rows:
         where = f"{operator}, {label}"
         assert not kernel.startswith("cpu:"), where
