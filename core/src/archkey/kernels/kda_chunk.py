@@ -3,14 +3,14 @@
 
 Two launches: every chunk by itself, then the walk of the states over the chunks. Where sequences
 and heads are too few to fill the device, sequences are cut into segments, and two launches between
-them find what each segment does to a state, and what it starts from. Grids, workspaces and segments follow from shapes
-alone, so a call can be captured; which chunk belongs to which sequence is looked up on the device,
-in cu_seqlens. Any architecture with a Triton backend can list it.
+them find what each segment does to a state, and what it starts from. Grids, workspaces and segments
+follow from shapes alone, so a call can be captured; which chunk belongs to which sequence is looked
+up on the device, in cu_seqlens. Any architecture with a Triton backend can list it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -30,7 +30,7 @@ from archkey.launch import Build
 if TYPE_CHECKING:
     from archkey.kernel import Run
     from archkey.launch import Program
-    from archkey.ops.kda import ChunkKdaProblem
+    from archkey.ops._kda_contract import ChunkKdaProblem
 
 __all__ = ["build_chunk_kda", "run_of"]
 
@@ -61,7 +61,10 @@ def run_of(
         for n in sorted({columns, few}, reverse=True):
             walks[n] = build.compile(walk_program(problem, tuning, n, segmented=False))
     slots = (build.device.compute_units or _UNITS) * tuning.resident
-    unit, g_unit = unit_of(problem.dtype, problem.aligned), unit_of(problem.g_dtype, problem.aligned)
+    unit, g_unit = (
+        unit_of(problem.dtype, problem.aligned),
+        unit_of(problem.g_dtype, problem.aligned),
+    )
     out_unit = unit_of(problem.out_dtype, problem.aligned)
     state_unit, final_unit = state_units(problem)
 
@@ -140,11 +143,10 @@ def run_of(
         if not sequences:
             return
         wide, length = plan(sequences, tokens)
-        maps, walk = None, walks.get(wide)
+        maps = None
         segments = sequences
         starts = _steps(initial_state, state_unit)
         if length:
-            walk = walk_segments
             if cu_seqlens is None:
                 segments *= max(-(-tokens // (length * chunk)), 1)
             else:
@@ -160,7 +162,7 @@ def run_of(
             )  # fmt: skip
         else:
             length = max(-(-tokens // chunk), 1)
-        walk(
+        (walks[wide] if maps is None else walk_segments)(
             (v_pad // wide, heads, segments), w, u, qg, kg, within, decay, maps, initial_state,
             state_indices, cu_seqlens, chunk_offsets, track_chunk_idx, out, final_state, h, tracked,
             sequences, tokens, length, index_stride,

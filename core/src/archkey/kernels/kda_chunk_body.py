@@ -10,9 +10,10 @@ a chunk turns a state S into o and the next state by products with `[C, K]` and 
     w = T (e^G k)    u = T v    delta = u - w S    o = (e^G q) S + A delta
     S <- e^(G_C) S + (e^(G_C - G) k)^T delta       A_ij = sum_d q_i k_j e^(G_i - G_j)  (j <= i)
 
-**No exponent is positive.** Two tokens i > j part ways at one level only: the smallest aligned block
-of 2, 4, .. C tokens that holds both has j in its earlier half and i in its later one. With R the G
-of the earlier half's last token, `e^(G_i - G_j) = e^(G_i - R) e^(R - G_j)`, and both are at most 1.
+**No exponent is positive.** Two tokens i > j part ways at one level only: the smallest aligned
+block of 2, 4, .. C tokens that holds both has j in its earlier half and i in its later one. With R
+the G of the earlier half's last token, `e^(G_i - G_j) = e^(G_i - R) e^(R - G_j)`, and both are at
+most 1.
 So a level is one product of k and q, scaled by `e^-|G - R|`, with k scaled alike, of which the
 blocks below the diagonal count. Gates of any size pass, and there is no special diagonal.
 
@@ -28,7 +29,7 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.attention_parts import LOG2E, product
-from archkey.kernels.kda_parts import L2_EPS, log_gate, part_of, step_size
+from archkey.kernels.kda_parts import L2_EPS, LEAST, log_gate, part_of, step_size
 
 __all__ = ["kda_chunk_body"]
 
@@ -63,8 +64,9 @@ def _gates(
     if dt_bias is not None:
         x += tl.load(dt_bias + head * K + d, d < K, other=0).to(tl.float32)[None, :]
     inside = there[:, None] & (d < K)[None, :]
-    x = tl.where(inside, log_gate(x, rate, lower_bound, GATE), 0.0)
-    return tl.cumsum(x * LOG2E, 0)
+    x = log_gate(x, rate, lower_bound, GATE) * LOG2E
+    x = tl.where(x < LEAST, LEAST, x)
+    return tl.cumsum(tl.where(inside, x, 0.0), 0)
 
 
 @triton.jit
@@ -127,6 +129,7 @@ def kda_chunk_body(
     CODE: tl.constexpr,  # of what is multiplied
     INTERPRETED: tl.constexpr,
 ):
+    """A chunk and a value head; writes what `archkey.kernels.kda_state_body` reads."""
     head = tl.program_id(0)
     chunk_slot = tl.program_id(1)
     sequence, batch, first, count, _ = part_of(cu_seqlens, sequences, tokens, chunk_slot, C)

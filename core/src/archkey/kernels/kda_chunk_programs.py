@@ -13,9 +13,17 @@ from archkey.kernels.rmsnorm import POINTERS
 from archkey.launch import Program, interpreting
 
 if TYPE_CHECKING:
-    from archkey.ops.kda import ChunkKdaProblem
+    from archkey.ops._kda_contract import ChunkKdaProblem
 
-__all__ = ["chunk_program", "columns_of", "join_program", "maps_program", "sizes_of", "state_units", "walk_program"]
+__all__ = [
+    "chunk_program",
+    "columns_of",
+    "join_program",
+    "maps_program",
+    "sizes_of",
+    "state_units",
+    "walk_program",
+]
 
 _WHOLE = 64
 """K from which on maps are multiplied in quarters."""
@@ -69,9 +77,7 @@ def _walked(problem: ChunkKdaProblem, columns: int) -> dict[str, Any]:
 
 def _own(problem: ChunkKdaProblem, *names: str) -> dict[str, str]:
     """Of the workspaces: what a chunk needs from its own tokens."""
-    return {
-        name: "*fp32" if name == "decay" else POINTERS[_code(problem)] for name in names
-    }
+    return {name: "*fp32" if name == "decay" else POINTERS[_code(problem)] for name in names}
 
 
 def _strides(*names: str) -> dict[str, str | None]:

@@ -115,12 +115,11 @@ def kda_maps_body(
     STAGES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
+    """BV columns of what a segment and value head does to a state; see the module."""
     block = tl.program_id(0)
     head = tl.program_id(1)
     slot = tl.program_id(2)
-    sequence, batch, first, rest, segment = part_of(
-        cu_seqlens, sequences, tokens, slot, chunks * C
-    )
+    sequence, batch, first, rest, segment = part_of(cu_seqlens, sequences, tokens, slot, chunks * C)
     # The last segment of a sequence is walked for its outputs only; but its first state is noted.
     last = rest <= chunks * C
     if (sequence >= sequences) | (rest < 0) | (last & (segment > 0)):
@@ -180,10 +179,11 @@ def kda_join_body(
     STAGES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
+    """BV columns of the states that a sequence's segments start from, of a value head."""
     block = tl.program_id(0)
     head = tl.program_id(1)
     sequence = tl.program_id(2)
-    if state_indices is not None:
+    if state_indices is not None:  # noqa: SIM102 - None has no element
         if tl.load(state_indices + sequence.to(tl.int64) * index_stride) < 0:
             return
     length = tokens
@@ -267,12 +267,11 @@ def kda_walk_body(
     STAGES: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
+    """BV columns of a state over the chunks of a segment; o, and what is kept of the state."""
     block = tl.program_id(0)
     head = tl.program_id(1)
     slot = tl.program_id(2)
-    sequence, batch, first, rest, segment = part_of(
-        cu_seqlens, sequences, tokens, slot, chunks * C
-    )
+    sequence, batch, first, rest, segment = part_of(cu_seqlens, sequences, tokens, slot, chunks * C)
     if (sequence >= sequences) | (rest < 0) | ((rest == 0) & (segment > 0)):
         return
     source = sequence.to(tl.int64)
@@ -320,7 +319,7 @@ def kda_walk_body(
         if h is not None:
             tl.store(h_tile, state.to(h.dtype.element_ty), inside)
             h_tile += HV * (K * V)
-        if track_state is not None:
+        if track_state is not None:  # noqa: SIM102
             if number + step == noted:
                 tl.store(track_tile, state, inside)
         queries = _chunk_tile(qg, place, i, d, C * KP, KP)
@@ -334,7 +333,7 @@ def kda_walk_body(
         here = (step * C + i < rest)[:, None] & (column < V)[None, :]
         tl.store(rows, o.to(out.dtype.element_ty), here)
         place += HV
-    if final_state is not None:
+    if final_state is not None:  # noqa: SIM102
         if rest <= chunks * C:
             tile = _state_tile(
                 final_state, source, head, d, column, final_stride, final_head, final_row,

@@ -13,7 +13,7 @@ from archkey_cuda_sm90.kernels.kda_chunk_body import kda_chunk_body
 if TYPE_CHECKING:
     from archkey.kernel import Run
     from archkey.launch import Build
-    from archkey.ops.kda import ChunkKdaProblem
+    from archkey.ops._kda_contract import ChunkKdaProblem
 
 __all__ = ["build_chunk_kda"]
 
