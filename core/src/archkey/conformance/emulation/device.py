@@ -12,7 +12,7 @@ from archkey.target import Target
 
 __all__ = ["TARGETS", "Emulated", "emulated"]
 
-TARGETS = ("rocm_gfx942", "rocm_gfx950")
+TARGETS = ("rocm_gfx942", "rocm_gfx950", "cuda_sm90", "cuda_sm100")
 """Keys of the targets that can be emulated."""
 
 
