@@ -193,6 +193,8 @@ _ROWS: dict[str, Alu] = {
     **_floats(),
     **_comparisons(),
     **_selections(),
+    "mul.hi.s16": Alu("i2", ("i2",) * 2, "high({0}, {1})"),
+    "mul.hi.u16": Alu("u2", ("u2",) * 2, "high({0}, {1})"),
     "mul.hi.s32": Alu("i4", ("i4",) * 2, "high({0}, {1})"),
     "mul.hi.u32": Alu("u4", ("u4",) * 2, "high({0}, {1})"),
     "mul.hi.u64": Alu("u8", ("u8",) * 2, "high64({0}, {1})"),

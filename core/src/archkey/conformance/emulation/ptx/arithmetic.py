@@ -32,9 +32,10 @@ def _remainder(a: Array, b: Array) -> Array:
 
 
 def _high(a: Array, b: Array) -> Array:
-    """The upper half of a product, 32 bits."""
-    wide = a.dtype.kind + "8"
-    return (a.astype(wide) * b.astype(wide) >> 32).astype(a.dtype)
+    """The upper half of a product, of 16 or 32 bits."""
+    bits = 8 * a.dtype.itemsize
+    wide = np.dtype(f"{a.dtype.kind}{2 * a.dtype.itemsize}").type
+    return (a.astype(wide) * b.astype(wide) >> wide(bits)).astype(a.dtype)
 
 
 def _high64(a: Array, b: Array) -> Array:

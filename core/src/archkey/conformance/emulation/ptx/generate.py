@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from archkey.conformance.emulation.faults import UnknownInstruction
+from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.ptx.flow import Block, results
 from archkey.conformance.emulation.ptx.text import (
     Address,
@@ -64,6 +64,7 @@ class Emitter:
         self._views: dict[str, dict[str, str]] = {}
         self._at, self._made = -1, 0
         self._mask: str | None = None
+        self.unwaited: set[str] = set()
 
     # What builders use.
 
@@ -132,6 +133,7 @@ class Emitter:
             raise UnknownInstruction(f"a result of {kind} in {operand.name} of {operand.kind}")
         if self._mask is not None:
             expression = f"where({self._mask}, {expression}, {self.read(operand, kind)})"
+        self.unwaited.discard(operand.name)
         name = self._variable(operand.name, kind)
         self.line(f"{name} = {expression}")
         self._views[operand.name] = {kind: name}
@@ -164,6 +166,7 @@ class Emitter:
     def leave(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Put back the registers that others read."""
         self._at = -1
+        self.unwaited.clear()
         pairs = []
         for name in names:
             if name in self._views:
@@ -184,6 +187,9 @@ class Emitter:
 
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
+        if register.name in self.unwaited:
+            self.line("unwaited()")
+            self.unwaited.clear()
         if views is None:
             raise UnknownInstruction(f"{register.name} has no value here")
         if kind == "pred" or register.kind == "pred":
@@ -228,6 +234,10 @@ def put(registers: list[Any], index: int, value: Any, where: Any) -> None:
     registers[index] = changed
 
 
+def _unwaited() -> None:
+    raise Fault("what tcgen05.ld loads is read before tcgen05.wait::ld")
+
+
 def _full(n: int, value: Any) -> Any:
     return np.full(n, value)
 
@@ -239,7 +249,7 @@ _BASE: dict[str, Any] = {
         for n in (1, 2, 4, 8)
         if c + str(n) != "f1"
     },
-    **{"np": np, "where": np.where, "full": _full, "put": put},
+    **{"np": np, "where": np.where, "full": _full, "put": put, "unwaited": _unwaited},
 }
 
 

@@ -19,6 +19,7 @@ from archkey.conformance.emulation.ptx import (
     control,
     convert,
     moves,
+    tcgen05,
     tensor_cores,
 )
 from archkey.conformance.emulation.ptx.counters import Counters, class_of
@@ -32,7 +33,7 @@ __all__ = ["TARGETS", "Code", "families", "load"]
 TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
-_COMMON = (alu, convert, moves, collectives, tensor_cores, asynchronous, control)
+_COMMON = (alu, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control)
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def families(target: str) -> Mapping[str, Builder]:
 
 
 HELPERS: dict[str, Any] = {}
-for _family in (arithmetic, convert, moves, collectives, tensor_cores, asynchronous, control):
+for _family in (arithmetic, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control):
     HELPERS |= _family.HELPERS
 
 
