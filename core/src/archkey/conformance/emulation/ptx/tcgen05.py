@@ -228,7 +228,7 @@ def _cells(G: Any, address: Array, count: int, split: int) -> tuple[Array, Array
 def _load(S: Any, G: Any, address: Array, count: int, split: int) -> Array:
     where = _cells(G, address, count, split)
     S.tensor_memory.settled(*where)
-    return S.tensor_memory.read(*where)
+    return S.tensor_memory.peek(*where)
 
 
 def _store(S: Any, G: Any, address: Array, registers: list[Array], split: int, mask: Any) -> None:

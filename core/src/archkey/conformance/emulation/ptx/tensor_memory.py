@@ -78,6 +78,15 @@ class TensorMemory:
             raise Fault("tensor memory is read that nobody wrote")
         return self._cells[lanes, columns]
 
+    def peek(self, lanes: Array, columns: Array) -> Array:
+        """The same for tcgen05.ld: NaN where nobody wrote.
+
+        Compilers load ahead of a predicate under which the values are dropped again.
+        """
+        self.check(int(columns.min()), int(columns.max() - columns.min()) + 1)
+        cells = self._cells[lanes, columns]
+        return np.where(self.written[lanes, columns], cells, np.uint32(0x7FFBADBA))
+
     def write(self, lanes: Array, columns: Array, values: Array) -> None:
         """The inverse of `read`."""
         self.check(int(columns.min()), int(columns.max() - columns.min()) + 1)
