@@ -22,9 +22,9 @@ class Emulated(Device):
 
     def launcher(self, compiled: Any) -> Callable[..., None]:
         """`launch(grid, *arguments)` on the emulator."""
-        from archkey.conformance.emulation.launcher import launcher
+        from archkey.conformance.emulation.dialects import dialect_of
 
-        return launcher(compiled)
+        return dialect_of(self.target.key).launcher(compiled)
 
 
 def emulated(target: str) -> Emulated | None:

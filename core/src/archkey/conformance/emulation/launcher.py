@@ -30,10 +30,6 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
     A launch raises UnknownInstruction if the program contains what the emulator does not have,
     Fault for what the program must not do.
     """
-    if "ptx" in compiled.kernel.asm:
-        from archkey.conformance.emulation.ptx.launcher import launcher as of_ptx
-
-        return of_ptx(compiled)
     text = str(compiled.kernel.asm["amdgcn"])
     signature = {name: kind for name, kind in compiled.program.signature.items() if kind}
     names = list(compiled.program.signature)

@@ -197,6 +197,7 @@ _ROWS: dict[str, Alu] = {
     "mul.hi.u16": Alu("u2", ("u2",) * 2, "high({0}, {1})"),
     "mul.hi.s32": Alu("i4", ("i4",) * 2, "high({0}, {1})"),
     "mul.hi.u32": Alu("u4", ("u4",) * 2, "high({0}, {1})"),
+    "mul.hi.s64": Alu("u8", ("i8",) * 2, "high64_signed({0}, {1})"),
     "mul.hi.u64": Alu("u8", ("u8",) * 2, "high64({0}, {1})"),
     "min.relu.s32": Alu("i4", ("i4",) * 2, "np.maximum(np.minimum({0}, {1}), i4(0))"),
     "max.relu.s32": Alu("i4", ("i4",) * 2, "np.maximum(np.maximum({0}, {1}), i4(0))"),

@@ -47,6 +47,12 @@ def _high64(a: Array, b: Array) -> Array:
     return a1 * b1 + (middle >> c32) + (other >> c32)
 
 
+def _high64_signed(a: Array, b: Array) -> Array:
+    x, y = a.view(np.uint64), b.view(np.uint64)
+    zero = np.uint64(0)
+    return _high64(x, y) - np.where(a < 0, y, zero) - np.where(b < 0, x, zero)
+
+
 def _shifted(left: bool) -> Any:
     def apply(a: Array, by: Array) -> Array:
         bits = a.dtype.itemsize * 8
@@ -130,11 +136,11 @@ def _flush(a: Array) -> Array:
 
 
 def _smaller(a: Array, b: Array) -> Array:
-    return np.where((a == b) & np.signbit(b), b, np.fmin(a, b))
+    return np.where(a == b, np.where(np.signbit(b), b, a), np.fmin(a, b))
 
 
 def _larger(a: Array, b: Array) -> Array:
-    return np.where((a == b) & np.signbit(a), b, np.fmax(a, b))
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.fmax(a, b))
 
 
 def _xorsign_min(a: Array, b: Array) -> Array:
@@ -234,7 +240,7 @@ _HALF = {"add": _ADD, "sub": _SUB, "mul": _MUL, "fma": _half_fma, "min": _smalle
 _BRAIN = {"add": _ADD, "sub": _SUB, "mul": _MUL, "min": _smaller, "max": _larger}
 
 HELPERS: dict[str, Any] = {
-    **{"divide": _divide, "remainder": _remainder, "high": _high, "high64": _high64},
+    **{"divide": _divide, "remainder": _remainder, "high": _high, "high64": _high64, "high64_signed": _high64_signed},
     **{"left": _shifted(True), "right": _shifted(False)},
     **{
         f"funnel_{side}_{mode}": _funnel(side == "l", mode == "wrap")

@@ -57,7 +57,7 @@ def _small(form: str) -> Any:
     return lambda a: encode(a, form, saturate=True)
 
 
-def _fp4(high: Array, low: Array) -> Array:
+def _fp4_pair(high: Array, low: Array) -> Array:
     codes = [encode(a, "e2m1", saturate=True) for a in (high, low)]
     return (codes[0] << np.uint8(4) | codes[1]).astype(np.uint8)
 
@@ -102,7 +102,7 @@ _MODES = {"rn": np.rint, "rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi"
 HELPERS: dict[str, Any] = {
     **{"bf16_bits": bf16_bits, "bf16_values": bf16_values, "float16_bits": _float16_bits},
     **{"bf16_pair": _two(bf16_bits), "f16_pair": _two(_float16_bits), "tf32": _tf32},
-    **{"f16_limited_pair": _two(_limited16), "relu": _relu, "fp4_pair": _fp4},
+    **{"f16_limited_pair": _two(_limited16), "relu": _relu, "fp4_pair": _fp4_pair},
     **{"e4m3_pair": _two(_small("e4m3fn")), "e5m2_pair": _two(_small("e5m2"))},
     **{"e4m3_to_f16": _unpacked("e4m3fn", 8, _float16_bits)},
     **{"e5m2_to_f16": _unpacked("e5m2", 8, _float16_bits)},
@@ -184,7 +184,7 @@ def _mov_packed(emitter: Emitter, instruction: Instruction) -> None:
         emitter.write(target, f"u{bits // 8}", emitter.vector(source, f"u{bits // 8}"))
 
 
-def _fp4(name: str, call: str) -> Builder:
+def _fp4(call: str) -> Builder:
     """Two codes of four bits: the low byte of a 16-bit register here, an 8-bit one in PTX."""
 
     def build(emitter: Emitter, instruction: Instruction) -> None:
@@ -201,7 +201,7 @@ def _fp4(name: str, call: str) -> Builder:
 TABLE: dict[str, Builder] = {
     **{name: built(row) for name, row in _rows().items()},
     **{f"mov.b{bits}": _mov_packed for bits in (32, 64)},
-    "cvt.rn.satfinite.e2m1x2.f32": _fp4("e2m1x2", "fp4_pair"),
-    "cvt.rn.f16x2.e2m1x2": _fp4("e2m1x2", "e2m1_to_f16"),
-    "cvt.rn.bf16x2.e2m1x2": _fp4("e2m1x2", "e2m1_to_bf16"),
+    "cvt.rn.satfinite.e2m1x2.f32": _fp4("fp4_pair"),
+    "cvt.rn.f16x2.e2m1x2": _fp4("e2m1_to_f16"),
+    "cvt.rn.bf16x2.e2m1x2": _fp4("e2m1_to_bf16"),
 }

@@ -24,6 +24,7 @@ _BRANCH = re.compile(r"bra(?:\.uni)?$")
 _BARRIER = re.compile(r"(?:bar|barrier)\.(?:cta\.)?sync(?:\.aligned)?$")
 _EXIT = ("ret", "exit")
 _WAIT = re.compile(r"mbarrier\.(?:try|test)_wait\b")
+_GROUP = re.compile(r"(?:wgmma\.mma_async|setmaxnreg)\b")
 _NO_RESULT = re.compile(
     r"(?:st|red|bar|barrier|cp|mbarrier\.(?:init|inval|arrive)|wgmma\.(?:fence|commit|wait)|fence|"
     r"membar|bra|ret|exit|stmatrix|setmaxnreg|griddepcontrol|nanosleep|prefetch|"
@@ -36,6 +37,8 @@ class Block:
     """Instructions `start` to `end`, the last of which may leave it.
 
     ends     "fall", "branch", "barrier", "exit"
+    waits    whether it begins with a wait for an mbarrier
+    together whether it has an instruction that a whole warp group executes
     target   the block that a branch leads to
     guarded  whether the last instruction is under a predicate
     uses     registers that must have a value before it; last: those that others read after it
@@ -46,6 +49,7 @@ class Block:
     end: int
     ends: str
     waits: bool = False
+    together: bool = False
     target: int = -1
     guarded: bool = False
     before: frozenset[str] = frozenset()
@@ -107,6 +111,7 @@ def blocks(module: Module) -> list[Block]:
         last = code[end - 1]
         block = Block(n, start, end, _leaves(last), bool(_WAIT.match(code[start].name)))
         block.guarded = last.guard is not None
+        block.together = any(_GROUP.match(i.name) for i in code[start:end])
         if block.ends == "branch":
             target = last.operands[0]
             if not isinstance(target, Symbol) or target.name not in module.labels:

@@ -23,7 +23,7 @@ def _bytes(registers: list[Array]) -> Array:
 
 
 def left(registers: list[Array], kind: str) -> Array:
-    """A of each warp: [warps, 16, K] float64. registers: row half, then K half, the first fastest."""
+    """A of each warp: [warps, 16, K] float64. registers: by K half, and in it by row half."""
     n = 32 // ELEMENTS[kind].bits
     data = values(_bytes(registers), kind)  # [register, warp, g, c, element]
     halves = data.reshape(-1, 2, *data.shape[1:4], n)  # [K half, row half, warp, g, c, element]

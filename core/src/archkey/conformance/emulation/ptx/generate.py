@@ -23,7 +23,6 @@ from archkey.conformance.emulation.ptx.text import (
     Register,
     Special,
     Symbol,
-    Vector,
 )
 
 __all__ = ["Builder", "Emitter", "Function", "function"]
@@ -287,5 +286,5 @@ def function(
     emitter.line(f"return {keep}")
     source = "\n".join(["def block(S, G):", *(f" {text}" for _, text in emitter.lines)])
     scope = {**_BASE, **helpers, **emitter.constants}
-    exec(compile(source, f"<{module.name} block {block.number}>", "exec"), scope)  # noqa: S102
+    exec(compile(source, f"<{module.name} block {block.number}>", "exec"), scope)
     return Function(scope["block"], (-1, -1, *(at for at, _ in emitter.lines)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from archkey.launch import Compiled
 
 __all__ = ["counting", "execute", "launcher", "ordered"]
 
-_ORDER: ContextVar[Order] = ContextVar("order", default=Order())
+_ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
 _COUNTERS: ContextVar[Counters | None] = ContextVar("counters", default=None)
 
 
@@ -101,7 +100,7 @@ def execute(
     counters = Counters()
     launch = Launch(
         *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
-        *(_parameters(code, signature, arguments), symbols, _ORDER.get(), counters),
+        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
     )
     with np.errstate(all="ignore"):
         for z, y, x in itertools.product(*(range(n) for n in reversed(grid))):

@@ -8,6 +8,7 @@ Data Movement and Conversion Instructions: ld, st, atom, red.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def _store_shared(S: Any, G: Any, at: Array, values: list[Array], mask: Any) -> 
     S.shared.store(at, data, warps)
 
 
-_ATOMS = {
+_ATOMS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "min": min,
     "max": max,

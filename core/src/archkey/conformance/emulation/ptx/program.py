@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.ptx import (
     alu,
@@ -50,7 +49,16 @@ def families(target: str) -> Mapping[str, Builder]:
 
 
 HELPERS: dict[str, Any] = {}
-for _family in (arithmetic, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control):
+for _family in (
+    arithmetic,
+    convert,
+    moves,
+    collectives,
+    tensor_cores,
+    tcgen05,
+    asynchronous,
+    control,
+):
     HELPERS |= _family.HELPERS
 
 

@@ -8,7 +8,6 @@ those which parted meet again behind the branch. Source: PTX ISA, Parallel Synch
 from __future__ import annotations
 
 import traceback
-from typing import Any
 
 import numpy as np
 
@@ -39,6 +38,9 @@ class _Run:
         self.strands = [_Strand(self._group(part)) for part in parts]
         self.waiting: list[tuple[_Strand, int, Group, int]] = []
         self.barriers: dict[int, list[tuple[_Strand, int, Group, int]]] = {}
+        # Warps that go alone, on the way to what a warp group does together.
+        self.gathered: dict[tuple[int, int], list[tuple[_Strand, Group]]] = {}
+        self.complete: list[tuple[int, list[tuple[_Strand, Group]]]] = []
         self.ended = 0
         self.counts = [0] * len(code.blocks)
 
@@ -54,25 +56,38 @@ class _Run:
         drawn, order = self.workgroup.drawn, self.workgroup.order
         while True:
             ready = [strand for strand in self.strands if strand.places]
-            if ready:
+            if self.complete:
+                self._perform(*self.complete.pop())
+            elif ready:
                 strand = drawn.choice(ready) if order.warps else ready[0]
-                self._step(strand)
-                if self.workgroup.mbarriers.changed:
-                    self._wake()
+                at = min(strand.places)
+                self._perform(at, [(strand, strand.places.pop(at))])
             elif self.workgroup.catch_up():
                 self._wake()
             elif self.ended == self.total:
                 return
             else:
                 raise Fault(f"deadlock: {self._said()}")
+            if self.workgroup.mbarriers.changed:
+                self._wake()
 
-    def _step(self, strand: _Strand) -> None:
-        """One block of one group."""
-        at = min(strand.places)
-        group = strand.places.pop(at)
-        block = self.code.blocks[at]
+    def _perform(self, at: int, parts: list[tuple[_Strand, Group]]) -> None:
+        """One block of the threads of these strands together."""
+        group = parts[0][1]
+        if len(parts) > 1:
+            group = self._group(np.sort(np.concatenate([part.tid for _, part in parts])))
         self.counts[at] += group.spread
         answer = self.code.call(at, self.workgroup, group)
+        for strand, part in parts:
+            mine = answer
+            if len(parts) > 1 and isinstance(answer, np.ndarray):
+                mine = answer[np.searchsorted(group.tid, part.tid)]
+            self._follow(strand, at, part, mine)
+
+    def _follow(self, strand: _Strand, at: int, group: Group, answer: Any) -> None:
+        """Where a group goes after a block that returned `answer`."""
+        block = self.code.blocks[at]
+        following, target = at + 1, block.target if block.ends == "branch" else -1
         if type(answer) is tuple and answer[0] == "blocked":
             _, over, where = answer
             if over is None:
@@ -80,18 +95,16 @@ class _Run:
             else:
                 self.waiting.append((strand, at, group.part(~over), where))
                 self._arrive(strand, at, group.part(over))
-            return
-        following = at + 1
-        if block.ends == "fall":
+        elif block.ends == "fall":
             self._arrive(strand, following, group)
         elif block.ends == "barrier":
             self._barrier(strand, following, group, *answer)
         elif answer is None or answer.all():
-            self._leave(strand, block.target if block.ends == "branch" else -1, group)
+            self._leave(strand, target, group)
         elif not answer.any():
             self._arrive(strand, following, group)
         else:
-            self._leave(strand, block.target if block.ends == "branch" else -1, group.part(answer))
+            self._leave(strand, target, group.part(answer))
             self._arrive(strand, following, group.part(~answer))
 
     def _leave(self, strand: _Strand, target: int, group: Group) -> None:
@@ -104,6 +117,12 @@ class _Run:
     def _arrive(self, strand: _Strand, at: int, group: Group) -> None:
         if at >= len(self.code.blocks):
             raise Fault("threads run past the end of the kernel")
+        if self.workgroup.order.warps and self.code.blocks[at].together:
+            parts = self.gathered.setdefault((at, int(group.tid[0]) // 128), [])
+            parts.append((strand, group))
+            if sum(part.n for _, part in parts) == min(128, self.total):
+                self.complete.append((at, self.gathered.pop((at, int(group.tid[0]) // 128))))
+            return
         there = strand.places.get(at)
         if there is not None:
             group = self._group(np.sort(np.concatenate([there.tid, group.tid])))
@@ -146,6 +165,10 @@ class _Run:
                 place = code[self.code.blocks[at - 1].end - 1]
                 needed = count or self.total
                 parts.append(f"{group.n} of {needed} threads at barrier {number}, at {place}")
+        for (at, _), gathered in self.gathered.items():
+            place = code[self.code.blocks[at].start]
+            count = sum(part.n for _, part in gathered)
+            parts.append(f"{count} threads wait for the rest of their warp group, at {place}")
         return "; ".join(parts) or "no thread can go on"
 
 

@@ -69,7 +69,9 @@ class _Shape(NamedTuple):
 def _shape(kind: Kind, word: int) -> _Shape:
     reserved = _SCALED_RESERVED if kind.block else _PLAIN_RESERVED
     if word & reserved:
-        raise UnknownInstruction(f"instruction descriptor {word:#010x}: sparse, saturating, or more")
+        raise UnknownInstruction(
+            f"instruction descriptor {word:#010x}: sparse, saturating, or more"
+        )
     formats = tuple(word >> at & 7 for at in (7, 10))
     if any(code not in kind.formats for code in formats):
         raise UnknownInstruction(f"instruction descriptor {word:#010x}: formats {formats}")
@@ -131,7 +133,9 @@ def _scales(S: Any, address: int, rows: int, kind: Kind, scale_id: int, power: b
     return np.repeat(numbers, kind.block, axis=1)
 
 
-def _product(S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool) -> None:
+def _product(
+    S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool
+) -> None:
     """What one tcgen05.mma does. a: a descriptor, or the address in tensor memory in a tuple."""
     shape, memory = _shape(kind, word), S.tensor_memory
     lanes = _lanes(shape.rows, d >> 16)
@@ -181,7 +185,9 @@ def _mma(
         if keep[n]:
             memory.settled(rows, (int(d[n]) & 0xFFFF) + np.arange(shape.columns))
         if isinstance(left, tuple):
-            memory.settled(_lanes(shape.rows, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8))
+            memory.settled(
+                _lanes(shape.rows, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8)
+            )
         for one in given:
             memory.settled(np.arange(32)[:, None], (one & 0xFFFF) + np.arange(1))
         memory.in_flight += 1
@@ -217,7 +223,9 @@ def _cells(G: Any, address: Array, count: int, split: int) -> tuple[Array, Array
     thread = np.arange(32)
     allowed = (quarter,) if split < 0 else (quarter, quarter + 16)
     if not np.logical_or.reduce([first == one for one in allowed]).all():
-        raise Fault(f"lanes from {first.tolist()} on are not those of warps {(G.tid[::32] >> 5).tolist()}")
+        raise Fault(
+            f"lanes from {first.tolist()} on are not those of warps {(G.tid[::32] >> 5).tolist()}"
+        )
     offset = np.zeros(32, np.int64) if split < 0 else thread // 16 * split
     lane = thread if split < 0 else thread % 16
     lanes = (first[:, None] + lane).reshape(-1)
