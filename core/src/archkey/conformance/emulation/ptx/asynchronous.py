@@ -221,7 +221,8 @@ def _invalidate(S: Any, at: Array, mask: Any) -> None:
         S.mbarriers.invalidate(one)
 
 
-def _arrive(S: Any, at: Array, count: Array, more: Array, mask: Any) -> None:
+def _arrive(S: Any, G: Any, at: Array, count: Array, more: Array, mask: Any) -> None:
+    S.shared.publish(G.tid >> np.uint32(5))
     for one, arrivals, size in zip(
         _each(at, mask), _each(count, mask), _each(more, mask), strict=True
     ):
@@ -325,8 +326,8 @@ def _try_wait(emitter: Emitter, instruction: Instruction) -> None:
 
 
 _EXPECT = "mbarrier_expect(S, {at}, {0}, {mask})"
-_ARRIVE_EXPECT = "mbarrier_arrive(S, {at}, full(G.n, u4(1)), {0}, {mask})"
-_ARRIVE = "mbarrier_arrive(S, {at}, {0}, full(G.n, u4(0)), {mask})"
+_ARRIVE_EXPECT = "mbarrier_arrive(S, G, {at}, full(G.n, u4(1)), {0}, {mask})"
+_ARRIVE = "mbarrier_arrive(S, G, {at}, {0}, full(G.n, u4(0)), {mask})"
 _INIT = "mbarrier_init(S, {at}, {0}, {mask})"
 _INVAL = "mbarrier_inval(S, {at}, {mask})"
 _AFTER = "arrive_after_copies(S, G, {at}, {mask})"

@@ -55,7 +55,9 @@ def _butterfly(G: Any, value: Array, distance: int) -> Array:
 
 
 def _reduce(G: Any, apply: Any, value: Array) -> Array:
-    return np.repeat(apply.reduce(value.reshape(warps(G), LANES), axis=1), LANES)
+    # Sums of 32 bits would be of 64 otherwise.
+    rows = apply.reduce(value.reshape(warps(G), LANES), axis=1, dtype=value.dtype)
+    return np.repeat(rows, LANES)
 
 
 def _ballot(G: Any, value: Array) -> Array:

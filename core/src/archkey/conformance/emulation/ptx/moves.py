@@ -259,6 +259,11 @@ def _table() -> dict[str, Builder]:
         operations, scopes, ("global", "shared", "shared::cta")
     ):
         room = space.partition(":")[0]
+        if order.count(".") == 2:  # newer syntax puts the scope before the order
+            _, how, scope = order.split(".")
+            turned = f".{scope}.{how}"
+            table[f"atom.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, True)
+            table[f"red.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, False)
         table[f"atom{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, True)
         table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
         table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)

@@ -79,9 +79,7 @@ class _Run:
         self.counts[at] += group.spread
         answer = self.code.call(at, self.workgroup, group)
         for strand, part in parts:
-            mine = answer
-            if len(parts) > 1 and isinstance(answer, np.ndarray):
-                mine = answer[np.searchsorted(group.tid, part.tid)]
+            mine = answer if len(parts) == 1 else _share(answer, group, part)
             self._follow(strand, at, part, mine)
 
     def _follow(self, strand: _Strand, at: int, group: Group, answer: Any) -> None:
@@ -136,6 +134,7 @@ class _Run:
                 f"barrier {number} for {count} threads, others wait there for {waiting[0][3]}"
             )
         waiting.append((strand, at, group, count))
+        self.workgroup.shared.publish(group.tid >> np.uint32(5))
         arrived = sum(one[2].n for one in waiting)
         needed = count or self.total
         if arrived > needed:
@@ -170,6 +169,16 @@ class _Run:
             count = sum(part.n for _, part in gathered)
             parts.append(f"{count} threads wait for the rest of their warp group, at {place}")
         return "; ".join(parts) or "no thread can go on"
+
+
+def _share(answer: Any, group: Group, part: Group) -> Any:
+    """What a block returned, for some of the threads that ran it."""
+    if type(answer) is tuple and answer[0] == "blocked":
+        return (answer[0], _share(answer[1], group, part), answer[2])
+    if not isinstance(answer, np.ndarray):
+        return answer
+    mine = answer[np.searchsorted(group.tid, part.tid)]
+    return mine
 
 
 def run(code: Code, workgroup: Workgroup) -> None:

@@ -2,8 +2,8 @@
 """Shared memory of a workgroup: its bytes, which were written, and which the asynchronous proxy
 must not read yet.
 
-Ordinary stores are seen by wgmma, tcgen05 and bulk copies only after the thread that stored has
-executed `fence.proxy.async`. Source: PTX ISA, Memory Consistency Model: Proxies; Async proxy.
+Ordinary stores are seen by wgmma, tcgen05 and bulk copies only after `fence.proxy.async`, by the
+warp that stored or by one that met it at a barrier since. Source: PTX ISA, Memory Consistency Model: Proxies; Async proxy.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ BASE = 1024
 CHUNK = 16
 """Bytes of what swizzles move and matrices are made of."""
 
+_PUBLIC = 255
 _ONES = {1: 0x01, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101}
 
 
@@ -28,7 +29,8 @@ class Shared:
     """`size` bytes from BASE on.
 
     written  1 of each byte that has a value
-    unseen   1 + the warp that stored a byte without a fence of proxies since
+    unseen   1 + the warp that stored a byte without a fence of proxies since; 255 once others were
+             told, whose fence then counts as well
     """
 
     def __init__(self, size: int) -> None:
@@ -44,6 +46,7 @@ class Shared:
             for array in (self.bytes, self.written, self.unseen)
         )
         self._stored = [room, 0]
+        self._private: set[int] = set()  # warps with stores that no other warp was told of
 
     def check(self, at: Array, span: int, align: int) -> None:
         """Fault for accesses outside, or not at a multiple of `align`."""
@@ -74,23 +77,40 @@ class Shared:
         data[where] = values
         written[where] = _ONES[size]
         unseen[where] = ((warps + 1) * _ONES[size]).astype(f"u{size}")
+        self._private.update(np.unique(warps).tolist())
         low, high = int(at.min()), int(at.max()) + size * count
         self._stored = [min(self._stored[0], low), max(self._stored[1], high)]
 
+    def publish(self, warps: Array) -> None:
+        """These warps tell others that they have stored: at barriers and arrivals."""
+        told = [int(warp) for warp in np.unique(warps) if int(warp) in self._private]
+        if not told:
+            return
+        self._private.difference_update(told)
+        names = np.arange(256, dtype=np.uint8)
+        names[np.array(told) + 1] = _PUBLIC
+        part = self.unseen[self._stored[0] : self._stored[1]]
+        part[:] = names[part]
+
     def fence(self, warps: Array) -> None:
-        """The stores of these warps become visible to the asynchronous proxy."""
+        """What these warps stored, or know of, becomes visible to the asynchronous proxy."""
         low, high = self._stored
         if low >= high:
             return
         keep = np.ones(256, np.uint8)
         keep[np.unique(warps) + 1] = 0
+        keep[_PUBLIC] = 0
         part = self.unseen[low:high]
         part *= keep[part]
+        self._private.difference_update(np.unique(warps).tolist())
         if not part.any():
             self._stored = [len(self.bytes), 0]
 
-    def chunks(self, at: Array) -> Array:
-        """Chunks of 16 bytes for the asynchronous proxy: [.., 16] uint8 of addresses [..]."""
+    def chunks(self, at: Array, used: int = CHUNK) -> Array:
+        """Chunks of 16 bytes for the asynchronous proxy: [.., 16] uint8 of addresses [..].
+
+        used  bytes that count; the rest is padding
+        """
         self.check(at, CHUNK, CHUNK)
         where = at // CHUNK
         if self._chunks_unseen[where].any():
@@ -98,7 +118,8 @@ class Shared:
                 "shared memory is read by the asynchronous proxy after ordinary stores without "
                 "fence.proxy.async"
             )
-        if (self._chunks_written[where] != _ONES[8]).any():
+        written = self._chunks_written[where].view(np.uint8)[..., :used]
+        if not written.all():
             raise Fault("shared memory is read by the asynchronous proxy that nobody wrote")
         return self._chunks[where].view(np.uint8)
 

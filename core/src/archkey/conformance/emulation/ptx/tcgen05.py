@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.numbers import decode, e8m0
+from archkey.conformance.emulation.numbers import FORMATS, decode, e8m0
 from archkey.conformance.emulation.ptx import descriptors
 from archkey.conformance.emulation.ptx.collectives import warps
 from archkey.conformance.emulation.ptx.elements import values
 from archkey.conformance.emulation.ptx.generate import Builder, Emitter
+from archkey.conformance.emulation.ptx.shared import CHUNK
 from archkey.conformance.emulation.ptx.text import Address, Immediate, Instruction, Operand, Vector
 from archkey.conformance.emulation.wave import Array
 
@@ -102,8 +103,9 @@ def _operand(S: Any, kind: Kind, descriptor: int, rows: int, form: str, turned: 
     layout = descriptors.blackwell(descriptor)
     bits = 256 // kind.columns
     at = descriptors.addresses(layout, rows, kind.columns, bits, turned)
-    data = S.shared.chunks(at)
-    if kind.padded and form not in ("e4m3", "e5m2"):
+    padded = kind.padded and form not in ("e4m3", "e5m2")
+    data = S.shared.chunks(at, 2 * FORMATS[form].bits if padded else CHUNK)
+    if padded:
         if turned:
             raise UnknownInstruction(f"{form} turned")
         return _padded(data, form).reshape(rows, -1)
@@ -115,7 +117,7 @@ def _operand(S: Any, kind: Kind, descriptor: int, rows: int, form: str, turned: 
 
 def _padded(data: Array, form: str) -> Array:
     """Chunks [.., 16 bytes] of 16 elements, packed from the first byte on, to numbers [.., 16]."""
-    bits = 4 if form == "e2m1" else 6
+    bits = FORMATS[form].bits
     flat = np.unpackbits(data, axis=-1, bitorder="little")[..., : 16 * bits]
     parts = flat.reshape(*data.shape[:-1], 16, bits) @ (1 << np.arange(bits))
     return decode(parts, form).astype(np.float64)
