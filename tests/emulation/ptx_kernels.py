@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small Triton kernels as PTX on the emulator: `python -m tests.emulation.ptx_kernels TARGET MODE`.
 
-Mode `orders` runs each kernel in three orders and prints a JSON line: the largest error against
+Mode `orders` runs each kernel, or those that are named after it, in three orders and prints a JSON line: the largest error against
 torch, what is allowed, whether all orders gave the same bytes, or what was raised. Mode `rules`
 breaks one rule after the other and prints which kernels noticed. In a process of its own, since it
 compiles: see tests/conftest.py.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from archkey.conformance.emulation import numbers
-from archkey.conformance.emulation.ptx import descriptors, elements, fragments, program, tcgen05
+from archkey.conformance.emulation.ptx import descriptors, fragments, program, tcgen05
 from archkey.conformance.emulation.ptx.launcher import ordered
 from archkey.conformance.emulation.ptx.machine import Order
 from archkey.launch import Program, compile_for
@@ -257,8 +257,8 @@ _ADDRESSES = descriptors.addresses
 _LEFT, _RIGHT, _WHOLE, _SPREAD = (
     *(fragments.left, fragments.right, fragments.whole, fragments.spread),
 )
-_SCALES, _LANES, _CELLS, _VALUES = (
-    *(tcgen05._scales, tcgen05._lanes, tcgen05._cells, elements.values),
+_SCALES, _LANES, _CELLS, _PADDED = (
+    *(tcgen05._scales, tcgen05._lanes, tcgen05._cells, tcgen05._padded),
 )
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
@@ -286,13 +286,34 @@ def _other_lanes(rows: int, lane: int) -> Any:
     return np.roll(_LANES(rows, lane), 8)
 
 
-def _upside_down(raw: Any, kind: str) -> Any:
-    """The halves of a byte of E2M1 the other way round; no other kind."""
-    return _VALUES(raw << 4 | raw >> 4 if kind == "e2m1" else raw, kind)
+def _upside_down(data: Any, form: str) -> Any:
+    """The halves of a byte the other way round."""
+    return _PADDED(data << 4 | data >> 4, form)
 
 
-def _cut(values: Any) -> Any:
-    return (values.view(np.uint32) >> 16).astype(np.uint16)
+def _helper(name: str, wrong: Any, targets: tuple[str, ...] = ("cuda_sm90", "cuda_sm100")) -> Rule:
+    """A rule that the source of blocks calls by name."""
+    return Rule(program.HELPERS, name, wrong, targets)
+
+
+_HELP = dict(program.HELPERS)
+
+
+def _turned_tiles(S: Any, G: Any, at: Any, count: int, turned: bool) -> Any:
+    return _HELP["load_matrix"](S, G, at, count, not turned)
+
+
+def _shuffled_tiles(S: Any, G: Any, at: Any, registers: list[Any], turned: bool) -> None:
+    _HELP["store_matrix"](S, G, at, registers[::-1], turned)
+
+
+def _always_adds(*given: Any) -> None:
+    *first, keep, mask = given
+    _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
+
+
+def _never_keeps(S: Any, G: Any, kinds: Any, n: int, c: Any, a: Any, b: Any, keep: Any, *rest: Any) -> Any:
+    return _HELP["wgmma"](S, G, kinds, n, c, a, b, np.zeros_like(keep), *rest)
 
 
 RULES: dict[str, Rule] = {
@@ -311,44 +332,71 @@ RULES: dict[str, Rule] = {
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
     "half split of tcgen05.ld": Rule(tcgen05, "_cells", _half_split, _SM100),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
-    "order of E2M1": Rule(tcgen05, "values", _upside_down, _SM100),
+    # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
+    "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),
     "scale of E8M0": Rule(tcgen05, "e8m0", lambda codes: numbers.e8m0(codes) * 2, _SM100),
+    "turned tiles of ldmatrix": _helper("load_matrix", _turned_tiles),
+    "order of stmatrix": _helper("store_matrix", _shuffled_tiles, _SM90),
+    "shuffles": _helper("butterfly", lambda G, value, distance: value),
+    "the accumulator is kept, tcgen05": _helper("tcgen05_mma", _always_adds, _SM100),
+    "the accumulator is kept, wgmma": _helper("wgmma", _never_keeps, _SM90),
+    "halves of a pair": _helper("bf16_pair", lambda high, low: _HELP["bf16_pair"](low, high)),
+    "FP8 codes": _helper("e4m3_pair", lambda high, low: _HELP["e4m3_pair"](low, high)),
+    "bytes of prmt": _helper("permute", lambda a, b, selector: _HELP["permute"](b, a, selector)),
+    "the upper half of a product": _helper("high", lambda a, b: a * b),
 }
-HELPERS_BROKEN: dict[str, tuple[str, Any]] = {
-    "lanes of ldmatrix": (
-        "load_matrix",
-        lambda S, G, at, count, turned: program.HELPERS_RIGHT["load_matrix"](
-            S, G, at, count, not turned
-        ),
-    ),
-    "shuffles": ("butterfly", lambda G, value, distance: value),
-    "ex2": ("np", None),
-    "rounding to bfloat16": ("bf16_pair", None),
-    "accumulate flag": ("tcgen05_mma", None),
-}
-
-
+"""Each changes what at least one kernel computes, or stops it."""
 @contextmanager
-def _broken(rule: Rule) -> Any:
-    right = getattr(rule.owner, rule.name)
-    setattr(rule.owner, rule.name, rule.wrong)
+def _broken(rule: Rule) -> Iterator[None]:
+    """Within it, the rule is wrong, and kernels are read anew."""
+    table = isinstance(rule.owner, dict)
+    right = rule.owner[rule.name] if table else getattr(rule.owner, rule.name)
+
+    def put(value: Any) -> None:
+        program.load.cache_clear()
+        descriptors._offsets.cache_clear()
+        if table:
+            rule.owner[rule.name] = value
+        else:
+            setattr(rule.owner, rule.name, value)
+
+    put(rule.wrong)
     try:
         yield
     finally:
-        setattr(rule.owner, rule.name, right)
+        put(right)
 
 
-def main(target: str, mode: str) -> None:
-    torch.set_num_threads(1)
-    on = Machine(target)
-    for name in kernels_of(target):
+def _wrong(on: Machine, name: str) -> bool:
+    """Whether the kernel fails, once and in one order."""
+    torch.manual_seed(0)
+    try:
+        found = kernels_of(on.target)[name](on)
+    except Exception:
+        return True
+    wide, want = found.out.double(), found.want.double()
+    return not bool((wide - want).abs().max() <= found.allowed * want.abs().max())
+
+
+def orders(on: Machine, *names: str) -> None:
+    for name in names or kernels_of(on.target):
         try:
             row = {"name": name, **_orders(on, name)}
         except Exception as failure:
             row = {"name": name, "raised": f"{type(failure).__name__}: {failure}"}
         sys.stdout.write(json.dumps(row) + "\n")
+
+
+def rules(on: Machine, *names: str) -> None:
+    for name, rule in RULES.items():
+        if on.target not in rule.targets or (names and name not in names):
+            continue
+        with _broken(rule):
+            noticed = next((kernel for kernel in kernels_of(on.target) if _wrong(on, kernel)), None)
+        sys.stdout.write(json.dumps({"rule": name, "noticed by": noticed}) + "\n")
         sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    torch.set_num_threads(1)
+    {"orders": orders, "rules": rules}[sys.argv[2]](Machine(sys.argv[1]), *sys.argv[3:])
