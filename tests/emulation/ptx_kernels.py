@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from tests.emulation import small_kernels as small
-
 import numpy as np
 import torch
 import triton
 import triton.language as tl
+from tests.emulation import small_kernels as small
 
 from archkey.conformance.emulation import numbers
 from archkey.conformance.emulation.ptx import descriptors, fragments, program, tcgen05
@@ -66,7 +65,13 @@ class Machine(small.Machine):
     compiled: dict[Any, Any] = {}
 
     def launch(
-        self, body: Any, grid: int, *arguments: Any, warps: int = 4, options: Any = None, **fixed: Any
+        self,
+        body: Any,
+        grid: int,
+        *arguments: Any,
+        warps: int = 4,
+        options: Any = None,
+        **fixed: Any,
     ) -> Any:
         names = body.arg_names[: len(arguments)]
         signature = {
@@ -200,8 +205,7 @@ KERNELS: dict[str, Callable[[Machine], Found]] = {
     "attention 128 x 128, 8 warps": attention(128, 128, 8),
 }
 SCALED = {
-    f"{a} x {b}": scaled(a, b)
-    for a, b in (("e2m1", "e2m1"), ("e4m3", "e4m3"), ("e4m3", "e2m1"))
+    f"{a} x {b}": scaled(a, b) for a, b in (("e2m1", "e2m1"), ("e4m3", "e4m3"), ("e4m3", "e2m1"))
 }
 """sm_90 has no such instruction: Triton widens the operands."""
 
@@ -264,7 +268,9 @@ _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
 
 def _rows_swapped(registers: list[Any], kind: str) -> Any:
-    pairs = [registers[n ^ 1] if len(registers) > 1 else registers[n] for n in range(len(registers))]
+    pairs = [
+        registers[n ^ 1] if len(registers) > 1 else registers[n] for n in range(len(registers))
+    ]
     return _LEFT(pairs, kind)
 
 
@@ -312,7 +318,9 @@ def _always_adds(*given: Any) -> None:
     _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
 
 
-def _never_keeps(S: Any, G: Any, kinds: Any, n: int, c: Any, a: Any, b: Any, keep: Any, *rest: Any) -> Any:
+def _never_keeps(
+    S: Any, G: Any, kinds: Any, n: int, c: Any, a: Any, b: Any, keep: Any, *rest: Any
+) -> Any:
     return _HELP["wgmma"](S, G, kinds, n, c, a, b, np.zeros_like(keep), *rest)
 
 
@@ -346,6 +354,8 @@ RULES: dict[str, Rule] = {
     "the upper half of a product": _helper("high", lambda a, b: a * b),
 }
 """Each changes what at least one kernel computes, or stops it."""
+
+
 @contextmanager
 def _broken(rule: Rule) -> Iterator[None]:
     """Within it, the rule is wrong, and kernels are read anew."""

@@ -104,8 +104,10 @@ def anything(dtype: Any, n: int = 64, seed: int = 0) -> Array:
     """Random bits, the edges of integers and floats first."""
     random = np.random.default_rng(seed)
     size = np.dtype(dtype).itemsize
-    bits = random.integers(0, 1 << 8 * size, n, np.uint64, endpoint=False) if size < 8 else (
-        random.integers(0, 1 << 63, n, np.uint64) * 2 + random.integers(0, 2, n, np.uint64)
+    bits = (
+        random.integers(0, 1 << 8 * size, n, np.uint64, endpoint=False)
+        if size < 8
+        else (random.integers(0, 1 << 63, n, np.uint64) * 2 + random.integers(0, 2, n, np.uint64))
     )
     bits = bits.astype(f"u{size}")
     top = 1 << 8 * size - 1

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from tests.emulation.ptx_machine import launch
 
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.ptx.machine import Order
-from tests.emulation.ptx_machine import launch
 
 ORDERS = (Order(), Order(eager=True), Order(warps=True, seed=3))
 
@@ -69,7 +69,10 @@ _MMA = (
 )
 _COMMIT = ("@%p1 tcgen05.commit.cta_group::1.mbarrier::arrive::one.b64 [%rd22];",)
 _DONE = tuple(line.replace("[%r1]", "[%r45]") for line in _AWAIT)
-_FILL_8K = (*_FILL, *(line.replace("2048", "4096").replace("[%r41]", "[%r41+6144]") for line in _FILL[3:]))
+_FILL_8K = (
+    *_FILL,
+    *(line.replace("2048", "4096").replace("[%r41]", "[%r41+6144]") for line in _FILL[3:]),
+)
 
 
 def _without(lines: Sequence[str], left_out: Sequence[str]) -> list[str]:

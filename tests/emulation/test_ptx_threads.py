@@ -8,9 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from tests.emulation.ptx_machine import anything, apply, launch
 
 from archkey.conformance.emulation.faults import UnknownInstruction
-from tests.emulation.ptx_machine import anything, apply, launch
 
 
 def _signed(value: int, bits: int) -> int:
@@ -119,7 +119,9 @@ def test_floats() -> None:
     flushed = apply("mul.ftz.f32 D, A, 0f3F800000;", "b32", bits[0])
     _same(flushed, torch.where(a.abs() < 2.0**-126, a * 0, a))
     two = apply("ex2.approx.ftz.f32 D, A;", "b32", bits[0]).view(np.float32)
-    torch.testing.assert_close(torch.from_numpy(two.copy()), a.exp2(), rtol=1e-6, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        torch.from_numpy(two.copy()), a.exp2(), rtol=1e-6, atol=0, equal_nan=True
+    )
 
 
 def test_zeros_have_an_order() -> None:
@@ -133,9 +135,22 @@ def test_zeros_have_an_order() -> None:
 def test_comparisons_of_floats(name: str) -> None:
     """Those with a u are true with a NaN, the others false."""
     a, b = _floats(1), _floats(2)
-    found = apply(f"setp.{name}.f32 D, A, B;", "b32 b32", a.numpy().view("u4"), b.numpy().view("u4"), result="pred")
+    found = apply(
+        f"setp.{name}.f32 D, A, B;",
+        "b32 b32",
+        a.numpy().view("u4"),
+        b.numpy().view("u4"),
+        result="pred",
+    )
     nan = a.isnan() | b.isnan()
-    plain = {"lt": a < b, "le": a <= b, "gt": a > b, "ge": a >= b, "eq": a == b, "ne": (a != b) & ~nan}
+    plain = {
+        "lt": a < b,
+        "le": a <= b,
+        "gt": a > b,
+        "ge": a >= b,
+        "eq": a == b,
+        "ne": (a != b) & ~nan,
+    }
     other = {"neu": (a != b) | nan, "ltu": (a < b) | nan, "num": ~nan, "nan": nan}
     assert found.astype(bool).tolist() == {**plain, **other}[name].tolist()
 

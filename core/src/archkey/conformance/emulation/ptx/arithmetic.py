@@ -240,7 +240,13 @@ _HALF = {"add": _ADD, "sub": _SUB, "mul": _MUL, "fma": _half_fma, "min": _smalle
 _BRAIN = {"add": _ADD, "sub": _SUB, "mul": _MUL, "min": _smaller, "max": _larger}
 
 HELPERS: dict[str, Any] = {
-    **{"divide": _divide, "remainder": _remainder, "high": _high, "high64": _high64, "high64_signed": _high64_signed},
+    **{
+        "divide": _divide,
+        "remainder": _remainder,
+        "high": _high,
+        "high64": _high64,
+        "high64_signed": _high64_signed,
+    },
     **{"left": _shifted(True), "right": _shifted(False)},
     **{
         f"funnel_{side}_{mode}": _funnel(side == "l", mode == "wrap")
