@@ -54,15 +54,16 @@ class Captured:
 
 
 class Difference(NamedTuple):
-    """One tensor of one launch. differing: elements of `count`; largest: of those that are finite,
+    """One tensor of one launch.
 
-    relative to the largest number that the card wrote.
+    differing  elements of `total` that have other bytes
+    largest    difference of those that are finite, relative to the largest that the card wrote
     """
 
     label: str
     argument: str
     differing: int
-    count: int
+    total: int
     largest: float
 
 
@@ -192,7 +193,7 @@ def _compare(path: Path, bound: float) -> int:
             bad += 1
             continue
         for one in differences:
-            said = f"{one.differing} of {one.count} elements differ, by {one.largest:.1e} at most"
+            said = f"{one.differing} of {one.total} elements differ, by {one.largest:.1e} at most"
             click.echo(f"{one.label}: {one.argument}: {said}")
         bad += any(not one.largest <= bound for one in differences)
     return bad

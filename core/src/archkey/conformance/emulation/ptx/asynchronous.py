@@ -192,7 +192,8 @@ class Mbarriers:
         barrier = self.known.get(at)
         if barrier is None:
             return "nothing"
-        return f"{barrier.left} of {barrier.count} arrivals and {barrier.bytes} bytes in phase {barrier.phase}"
+        missing = f"{barrier.left} of {barrier.count} arrivals and {barrier.bytes} bytes"
+        return f"{missing} in phase {barrier.phase}"
 
     def _turn(self, barrier: _Mbarrier) -> None:
         if not barrier.left and not barrier.bytes:

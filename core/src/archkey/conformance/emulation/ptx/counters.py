@@ -49,13 +49,14 @@ class Counters:
     copied: int = 0
     flops: int = 0
 
-    def add(self, other: Counters) -> None:
-        """The sums of both."""
-        self.instructions.update(other.instructions)
-        self.loaded += other.loaded
-        self.stored += other.stored
-        self.copied += other.copied
-        self.flops += other.flops
+    def add(self, other: Counters, times: float = 1) -> None:
+        """And what another has, so many times; whole numbers."""
+        for name, count in other.instructions.items():
+            self.instructions[name] += round(count * times)
+        self.loaded += round(other.loaded * times)
+        self.stored += round(other.stored * times)
+        self.copied += round(other.copied * times)
+        self.flops += round(other.flops * times)
 
     def to_json(self) -> dict[str, object]:
         """All counts; `instructions` by class, sorted."""

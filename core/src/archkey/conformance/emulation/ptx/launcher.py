@@ -25,7 +25,7 @@ from archkey.launch import Compiled
 __all__ = ["counting", "execute", "launcher", "ordered"]
 
 _ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
-_COUNTERS: ContextVar[Counters | None] = ContextVar("counters", default=None)
+_COUNTERS: ContextVar[tuple[Counters, int] | None] = ContextVar("counters", default=None)
 
 
 @contextmanager
@@ -39,10 +39,14 @@ def ordered(order: Order) -> Iterator[None]:
 
 
 @contextmanager
-def counting() -> Iterator[Counters]:
-    """Counts what the launches within it do."""
+def counting(sample: int = 0) -> Iterator[Counters]:
+    """Counts what the launches within it do.
+
+    sample  run only so many workgroups of a launch, evenly spaced, and multiply what they did: the
+            outputs are of no use then. 0: all
+    """
     counters = Counters()
-    token = _COUNTERS.set(counters)
+    token = _COUNTERS.set((counters, sample))
     try:
         yield counters
     finally:
@@ -103,10 +107,12 @@ def execute(
         *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
     )
     with np.errstate(all="ignore"):
-        for z, y, x in itertools.product(*(range(n) for n in reversed(grid))):
+        total, sample = _COUNTERS.get() or (Counters(), 0)
+        places = [*itertools.product(*(range(n) for n in reversed(grid)))]
+        chosen = places[:: -(-len(places) // sample)] if sample else places
+        for z, y, x in chosen:
             run(code, Workgroup(launch, (x, y, z), code.kinds))
-    if (total := _COUNTERS.get()) is not None:
-        total.add(counters)
+    total.add(counters, len(places) / max(len(chosen), 1))
 
 
 def _parameters(

@@ -8,6 +8,7 @@ those which parted meet again behind the branch. Source: PTX ISA, Parallel Synch
 from __future__ import annotations
 
 import traceback
+from typing import Any
 
 import numpy as np
 

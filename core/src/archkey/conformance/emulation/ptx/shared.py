@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared memory of a workgroup: its bytes, which were written, and which the asynchronous proxy
-must not read yet.
+"""Shared memory of a workgroup: its bytes, and which of them may be read by whom.
 
 Ordinary stores are seen by wgmma, tcgen05 and bulk copies only after `fence.proxy.async`, by the
-warp that stored or by one that met it at a barrier since. Source: PTX ISA, Memory Consistency Model: Proxies; Async proxy.
+warp that stored or by one that met it at a barrier since. Source: PTX ISA, Memory Consistency
+Model: Proxies; Async proxy.
 """
 
 from __future__ import annotations
