@@ -101,7 +101,7 @@ QUICK = {
     ("unified_attention", "two sequences"),
     ("sparse_mla_decode", "format fp8_model1"),
 }
-"""Of NVIDIA's targets in every run; the others are slow, as PTX is compiled for two more targets."""
+"""Of NVIDIA's targets in every run; the others are slow: they compile for two more targets."""
 
 GLUON = (
     ("mla_decode", "float16: heads=16, kv_lens=37-70, q_lens=2"),

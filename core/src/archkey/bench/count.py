@@ -63,7 +63,9 @@ def counted(
     if device is None or target not in COUNTED:
         raise Unsupported(f"instructions are counted for {', '.join(COUNTED)}; found {target}")
     if interpreting():
-        raise Unsupported("this process interprets (TRITON_INTERPRET=1); count in one that compiles")
+        raise Unsupported(
+            "this process interprets: count in one without TRITON_INTERPRET=1"
+        )
     from archkey.conformance.emulation.ptx.launcher import counting
 
     session = Session(device, settings())
@@ -74,6 +76,4 @@ def counted(
         with counting(sample) as counters, torch.no_grad():
             function(session, **inputs)
         cost = cost_of(operator, inputs)
-        yield Counted(
-            workload.operator, workload.name, counters.to_json(), cost.bytes, cost.flops
-        )
+        yield Counted(workload.operator, workload.name, counters.to_json(), cost.bytes, cost.flops)

@@ -127,6 +127,7 @@ _GLOBAL = re.compile(
 )
 _PARAMETER = re.compile(r"\.param\s+\.[a-z](\d+)\s.*?([\w$]+)\s*$")
 _LABEL = re.compile(r"\s*([\w$]+)\s*:(?!:)")
+_ADDRESS = re.compile(r"([^+-]*)([+-]*)(.*)$")
 _FLOAT = re.compile(r"0([fFdD])([0-9A-Fa-f]+)$")
 _INTEGER = re.compile(r"-?(?:0[xX][0-9A-Fa-f]+|\d+)U?$")
 
@@ -268,7 +269,10 @@ class _Body:
         if text[0] == "{":
             return Vector(tuple(self._operand(piece, scopes) for piece in _split(text[1:-1])))
         if text[0] == "[":
-            base, sign, offset = re.match(r"([^+-]*)([+-]*)(.*)$", text[1:-1].strip()).groups()  # type: ignore[union-attr]
+            inside = _ADDRESS.match(text[1:-1].strip())
+            if inside is None:
+                raise UnknownInstruction(f"unknown address {text}")
+            base, sign, offset = inside.groups()
             if not base.strip():
                 return Address(Immediate(int(sign + offset, 0)))
             found = self._operand(base, scopes)
