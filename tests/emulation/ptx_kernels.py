@@ -9,9 +9,12 @@ was raised. In a process of its own, since it compiles: see tests/conftest.py.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
 import torch
 import triton

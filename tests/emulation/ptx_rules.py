@@ -8,10 +8,13 @@ after the target restrict it to these.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
 import numpy as np
 import torch
