@@ -74,4 +74,6 @@ TABLE: dict[str, Builder] = {
     **{f"setmaxnreg.{way}.sync.aligned.u32": _setmaxnreg for way in ("inc", "dec")},
     **dict.fromkeys(("griddepcontrol.wait", "griddepcontrol.launch_dependents"), _nothing),
     "fence.mbarrier_init.release.cluster": _nothing,
+    # A prefetch of an address that is nobody's does nothing on the hardware either.
+    **dict.fromkeys(("prefetch.global.L1", "prefetch.global.L2"), _nothing),
 }
