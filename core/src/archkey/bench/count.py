@@ -63,9 +63,7 @@ def counted(
     if device is None or target not in COUNTED:
         raise Unsupported(f"instructions are counted for {', '.join(COUNTED)}; found {target}")
     if interpreting():
-        raise Unsupported(
-            "this process interprets: count in one without TRITON_INTERPRET=1"
-        )
+        raise Unsupported("this process interprets: count in one without TRITON_INTERPRET=1")
     from archkey.conformance.emulation.ptx.launcher import counting
 
     session = Session(device, settings())

@@ -150,10 +150,6 @@ def _xorsign_min(a: Array, b: Array) -> Array:
     return (least & np.uint32(0x7FFFFFFF) | sign).view(np.float32)
 
 
-def _bf16(a: Array) -> Array:
-    return bf16_values(a)
-
-
 def _halves(a: Array) -> Array:
     return np.ascontiguousarray(a).view(np.uint16)
 

@@ -109,7 +109,6 @@ HELPERS: dict[str, Any] = {
     **{"e2m1_to_f16": _unpacked("e2m1", 4, _float16_bits)},
     **{"e2m1_to_bf16": _unpacked("e2m1", 4, lambda a: bf16_bits(a.astype(np.float32)))},
     "ue8m0_pair": _two(_to_e8m0_up),
-    "half_values": lambda a: a.view(np.float16),
     **{
         f"whole_{kind}_{mode}": _whole(kind, rounded)
         for kind in ("i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")

@@ -87,10 +87,6 @@ class Code:
         """Run one block."""
         return self._function(number).run(workgroup, group)
 
-    def check_exit(self, workgroup: Workgroup, group: Group) -> None:
-        """Fault if threads end that have copies to shared memory which nobody waits for."""
-        del workgroup, group
-
     def place(self, frames: Iterable[Any]) -> Instruction | None:
         """The instruction that a traceback leads through."""
         found = None

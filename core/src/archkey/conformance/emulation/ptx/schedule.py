@@ -109,7 +109,6 @@ class _Run:
     def _leave(self, strand: _Strand, target: int, group: Group) -> None:
         if target < 0:
             self.ended += group.n
-            self.code.check_exit(self.workgroup, group)
         else:
             self._arrive(strand, target, group)
 
