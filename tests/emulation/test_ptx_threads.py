@@ -197,6 +197,20 @@ def test_conversions() -> None:
     ]
 
 
+def test_what_triton_3_9_adds() -> None:
+    codes = np.arange(256, dtype=np.uint8).view("u2")
+    found = apply("cvt.rn.bf16x2.e4m3x2 D, A;", "b16", codes)
+    want = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).bfloat16()
+    got = torch.from_numpy(found.view(np.int32).copy()).view(torch.bfloat16)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    a, b = _floats(1).bfloat16(), _floats(2)
+    bits = a.view(torch.int16).numpy(), b.numpy().view("u4")
+    _same(apply("add.rn.f32.bf16 D, A, B;", "b16 b32", *bits), a.float() + b)
+    x, y = anything("u4", seed=1), anything("u4", seed=2)
+    both = (x.view("u2") + y.view("u2")).view("u4")
+    assert apply("add.s16x2 D, A, B;", "b32 b32", x, y).tolist() == both.tolist()
+
+
 def test_what_is_not_known_is_refused_by_name() -> None:
     out = torch.zeros(128, dtype=torch.int32)
     for line, told in (

@@ -193,6 +193,9 @@ _ROWS: dict[str, Alu] = {
     **_floats(),
     **_comparisons(),
     **_selections(),
+    "add.s16x2": Alu("u4", ("u4",) * 2, "add_halves({0}, {1})"),
+    # The narrow operand is widened, which is exact.
+    "add.rn.f32.bf16": Alu("f4", ("u2", "f4"), "bf16_values({0}) + {1}"),
     "mul.hi.s16": Alu("i2", ("i2",) * 2, "high({0}, {1})"),
     "mul.hi.u16": Alu("u2", ("u2",) * 2, "high({0}, {1})"),
     "mul.hi.s32": Alu("i4", ("i4",) * 2, "high({0}, {1})"),

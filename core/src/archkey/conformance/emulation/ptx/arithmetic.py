@@ -260,5 +260,6 @@ HELPERS: dict[str, Any] = {
     **{"brain_fma": _bf16_fma, "brain2_fma": _packed(_bf16_fma)},
     **{"pair_add": _pair(_ADD), "pair_sub": _pair(_SUB), "pair_mul": _pair(_MUL)},
     "pair_fma": _pair(fma),
+    "add_halves": _packed(_ADD),
 }
 """What the source of blocks calls, by name."""

@@ -108,6 +108,7 @@ HELPERS: dict[str, Any] = {
     **{"e5m2_to_f16": _unpacked("e5m2", 8, _float16_bits)},
     **{"e2m1_to_f16": _unpacked("e2m1", 4, _float16_bits)},
     **{"e2m1_to_bf16": _unpacked("e2m1", 4, lambda a: bf16_bits(a.astype(np.float32)))},
+    "e4m3_to_bf16": _unpacked("e4m3fn", 8, lambda a: bf16_bits(a.astype(np.float32))),
     "ue8m0_pair": _two(_to_e8m0_up),
     **{
         f"whole_{kind}_{mode}": _whole(kind, rounded)
@@ -150,6 +151,7 @@ def _rows() -> dict[str, Alu]:
         "cvt.rn.f16x2.f32": Alu("u4", ("f4",) * 2, "f16_pair({0}, {1})"),
         "cvt.rn.satfinite.f16x2.f32": Alu("u4", ("f4",) * 2, "f16_limited_pair({0}, {1})"),
         "cvt.rn.f16x2.e4m3x2": Alu("u4", ("u2",), "e4m3_to_f16({0})"),
+        "cvt.rn.bf16x2.e4m3x2": Alu("u4", ("u2",), "e4m3_to_bf16({0})"),
         "cvt.rn.f16x2.e5m2x2": Alu("u4", ("u2",), "e5m2_to_f16({0})"),
         "cvt.rp.satfinite.ue8m0x2.f32": Alu("u2", ("f4",) * 2, "ue8m0_pair({0}, {1})"),
     }

@@ -46,6 +46,7 @@ KINDS = {
     "i8": Kind({0: "u8", 1: "s8"}, 32),
     "mxf8f6f4.block_scale.scale_vec::1X": Kind(_SMALL, 32, 32, True),
     "mxf4.block_scale.scale_vec::2X": Kind({1: "e2m1"}, 64, 32),
+    "mxf4.block_scale.block32": Kind({1: "e2m1"}, 64, 32),
     "mxf4nvf4.block_scale.scale_vec::2X": Kind({1: "e2m1"}, 64, 32),
     "mxf4nvf4.block_scale.scale_vec::4X": Kind({1: "e2m1"}, 64, 16),
 }
