@@ -206,6 +206,12 @@ def test_what_triton_3_9_adds() -> None:
     a, b = _floats(1).bfloat16(), _floats(2)
     bits = a.view(torch.int16).numpy(), b.numpy().view("u4")
     _same(apply("add.rn.f32.bf16 D, A, B;", "b16 b32", *bits), a.float() + b)
+    c = _floats(5)
+    words = [one.numpy().view("u4") for one in (a.float(), b, c)]
+    most = apply("max.f32 D, A, B, C;", "b32 b32 b32", *words, target="sm_100a")
+    _same(most, torch.fmax(torch.fmax(a.float(), b), c))
+    with pytest.raises(UnknownInstruction, match="3 operands, 2 are expected"):
+        apply("max.f32 D, A, B, C;", "b32 b32 b32", *words)
     x, y = anything("u4", seed=1), anything("u4", seed=2)
     both = (x.view("u2") + y.view("u2")).view("u4")
     assert apply("add.s16x2 D, A, B;", "b32 b32", x, y).tolist() == both.tolist()

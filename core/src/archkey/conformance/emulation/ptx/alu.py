@@ -258,6 +258,18 @@ def _lop3(emitter: Emitter, instruction: Instruction) -> None:
     emitter.write(target, "u4", f"lop3({values}, {int(table.value)})")
 
 
+def _extreme(name: str, call: str) -> Builder:
+    """min and max, of three on Blackwell."""
+    two = built(_ROWS[name])
+    three = built(Alu("f4", ("f4",) * 3, f"{call}({call}({{0}}, {{1}}), {{2}})"))
+
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        many = len(instruction.operands) == 4 and emitter.module.target == "sm_100a"
+        (three if many else two)(emitter, instruction)
+
+    return build
+
+
 _SHIFTS = [
     *((f"shl.b{8 * n}", f"u{n}", "<<") for n in (2, 4, 8)),
     *(
@@ -270,6 +282,10 @@ _SHIFTS = [
 TABLE: dict[str, Builder] = {
     **{name: built(row) for name, row in _ROWS.items()},
     **{name: _shift(name, kind, sign) for name, kind, sign in _SHIFTS},
+    "min.f32": _extreme("min.f32", "smaller"),
+    "max.f32": _extreme("max.f32", "larger"),
+    "min.NaN.f32": _extreme("min.NaN.f32", "np.minimum"),
+    "max.NaN.f32": _extreme("max.NaN.f32", "np.maximum"),
     "bfe.u32": _field("bfe.u32", "u4"),
     "bfe.s32": _field("bfe.s32", "i4"),
     "bfe.u64": built(Alu("u8", ("u8", "u4", "u4"), "extract({0}, {1}, {2})")),
