@@ -11,7 +11,7 @@ LEVELS  := -l contract -l compiled -l interpreted
 OPERATORS :=
 ONLY    = $(addprefix -o ,$(OPERATORS))
 # Of these archkey has an emulator.
-EMULATED := rocm_gfx942 rocm_gfx950
+EMULATED := $(TARGETS)
 
 BIN   := .venv/bin
 READY := .venv/.ready

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,13 +31,13 @@ def test_a_device_that_stands_in(target: str) -> None:
     assert (device.torch_kind, device.simulated) == ("cpu", True)
     assert device_of(target, Level.DEVICE) is None
     assert open_for(target, Level.EMULATED).device is not None
-    assert device.kind_to_json()["name"] == f"emulator of {target[5:]}"
+    assert device.kind_to_json()["name"] == f"emulator of {Target.parse(target).arch}"
 
 
 def test_there_is_no_emulator_of_others() -> None:
-    assert emulated("cuda_sm90") is None
-    assert exam.no_device("cuda_sm100", Level.EMULATED) == (
-        "no emulator of cuda_sm100 on this machine"
+    assert emulated("cuda_sm120") is None
+    assert exam.no_device("cuda_sm120", Level.EMULATED) == (
+        "no emulator of cuda_sm120 on this machine"
     )
 
 
@@ -95,16 +96,55 @@ CASES = (
 )
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def worker(request: Any) -> Iterator[tuple[str, Worker]]:
-    made = Worker(request.param, Level.EMULATED, Terms(1, 120.0, 1, 0))
-    yield request.param, made
-    made.close()
+QUICK = {
+    ("rmsnorm", "width of no power of two: tokens=3, width=111"),
+    ("unified_attention", "two sequences"),
+    ("sparse_mla_decode", "format fp8_model1"),
+}
+"""Of NVIDIA's targets in every run; the others are slow: they compile for two more targets."""
+
+GLUON = (
+    ("mla_decode", "float16: heads=16, kv_lens=37-70, q_lens=2"),
+    ("sparse_mla_prefill", "format fp8_v32"),
+    ("sparse_mla_decode", "two sequences"),
+)
+SCALED = (("mxfp4_linear", "results in float32: tokens=5, k=144, n=48, dtype=mxfp4"),)
 
 
-@pytest.mark.parametrize(("operator", "start"), CASES)
-def test_our_kernels_pass(worker: tuple[str, Worker], operator: str, start: str) -> None:
-    target, asked = worker
+def _asked() -> Iterator[Any]:
+    """(target, kernel, operator, start of the case's name)."""
+    for target in TARGETS:
+        for operator, start in CASES:
+            slow = target.startswith("cuda") and (operator, start) not in QUICK
+            marks = [pytest.mark.slow] if slow else []
+            yield pytest.param(target, "triton", operator, start, marks=marks)
+    for target, kernel, cases in (
+        ("cuda_sm90", "wgmma", GLUON),
+        ("cuda_sm100", "triton_scaled", SCALED),
+    ):
+        for operator, start in cases:
+            yield pytest.param(target, kernel, operator, start, marks=[pytest.mark.slow])
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Callable[[str], Worker]]:
+    """A worker a target, started when it is first asked."""
+
+    @functools.cache
+    def of(target: str) -> Worker:
+        made.append(Worker(target, Level.EMULATED, Terms(1, 120.0, 1, 0)))
+        return made[-1]
+
+    made: list[Worker] = []
+    yield of
+    for worker in made:
+        worker.close()
+
+
+@pytest.mark.parametrize(("target", "kernel", "operator", "start"), [*_asked()])
+def test_our_kernels_pass(
+    workers: Callable[[str], Worker], target: str, kernel: str, operator: str, start: str
+) -> None:
     case = next(c.name for c in cases_of(OPERATORS[operator]) if c.name.startswith(start))
-    found = asked.ask(Item("emulated", operator, f"{target}:triton", case))
+    found = workers(target).ask(Item("emulated", operator, f"{target}:{kernel}", case))
     assert found.outcome == "passed", found.reason

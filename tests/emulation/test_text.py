@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from archkey.conformance.emulation import census
+from archkey.conformance.emulation.dialects import dialect_of
 from archkey.conformance.emulation.execute import Resources, execute
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
@@ -213,6 +214,6 @@ def test_waves_that_disagree_about_a_barrier() -> None:
 
 def test_the_census_says_what_is_unknown() -> None:
     text = program("v_mov_b32_e32 v0, v1", "v_mov_b32_e64 v0, v1", "v_frobnicate_b32 v0")
-    found = census.count([text])
+    found = census.count([text], dialect_of("rocm_gfx942"))
     assert found["v_mov_b32"] == census.Seen(2, known=True)
     assert found["v_frobnicate_b32"] == census.Seen(1, known=False)

@@ -32,6 +32,7 @@ __all__ = [
     "Program",
     "bind",
     "compile_for",
+    "driver_launcher",
     "interpreting",
     "products_in_order",
 ]
@@ -84,7 +85,7 @@ class Build:
         self.compiled.append(compiled)
         if self.device.source == "pretend":  # its driver is not here either
             return _refuse_pretended(self.device)
-        return self.device.launcher(compiled) or _launcher(compiled, self.device)
+        return self.device.launcher(compiled) or driver_launcher(compiled, self.device)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _undone(grid: Grid, *arguments: Any) -> None:
     raise ArchkeyError("a draft launches nothing")
 
 
-def _launcher(compiled: Compiled, device: Device) -> Launch:
+def driver_launcher(compiled: Compiled, device: Device) -> Launch:
     """Launches on `device`, into whose driver the machine code is loaded now.
 
     So the first launch neither compiles nor loads, and may be inside of a graph's capture. What

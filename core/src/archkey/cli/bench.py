@@ -34,6 +34,7 @@ _GROUPS = {
     "Nothing is measured": ("listing", "given"),
     "With `archkey bench peers`": ("check",),
     "What archkey itself costs": ("host", "repeats"),
+    "What kernels do, without a card": ("count", "target", "workgroups"),
 }
 
 
@@ -77,6 +78,15 @@ _GROUPS = {
 @click.option("--results", "given", type=_FILE, help="Show these, with --compare what moved.")
 @click.option("--check", is_flag=True, help="Judge each installed peer on small inputs.")
 @click.option("--host", is_flag=True, help="Measure import, discovery, decision, plan, calls.")
+@click.option("--count", is_flag=True, help="Count instructions, bytes and FLOPs on an emulator.")
+@click.option("--target", metavar="TARGET", help="Whose kernels: cuda_sm90 or cuda_sm100.")
+@click.option(
+    "--workgroups",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Of each launch that are run, for all of them.",
+)
 @click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Of each.")
 @json_option
 def command(
@@ -99,6 +109,9 @@ def command(
     listing: bool,
     check: bool,
     host: bool,
+    count: bool,
+    target: str | None,
+    workgroups: int,
     repeats: int,
     as_json: bool,
 ) -> None:
@@ -123,6 +136,7 @@ def command(
     archkey bench --results new.json --compare old.json
     archkey bench peers --check
     archkey bench --host
+    archkey bench rmsnorm --quick --count --target cuda_sm100
     """
     if host:
         from archkey.cli import host_costs
@@ -139,13 +153,18 @@ def command(
         libraries.run(Terms(place, timeout=timeout, seed=seed), peers, check, as_json)
         return
     before = results.read(old) if old else None
+    if count != bool(target):
+        raise click.UsageError("--count and --target go together: --count --target cuda_sm100.")
     if given:
         _tell(results.read(given), given, before, as_json)
         return
     from archkey.bench.asked import Asked, workloads
     from archkey.session import open as open_session
 
-    chosen = workloads(open_session(device), what, patterns, quick)
+    chosen = workloads(open_session(target or device), what, patterns, quick)
+    if target:
+        _count(target, chosen, workgroups, seed, as_json)
+        return
     if listing:
         _list(chosen, as_json)
         return
@@ -250,6 +269,32 @@ def _tell(
         raise click.exceptions.Exit(130)
     if any(entry.status in ("wrong", "failed") for entry in ours):
         raise click.exceptions.Exit(1)
+
+
+def _count(
+    target: str, chosen: Sequence[Workload], workgroups: int, seed: int, as_json: bool
+) -> None:
+    """One line a workload: instructions of warps, bytes and FLOPs beside the least there can be."""
+    from archkey.bench.count import counted
+
+    rows = []
+    for row in counted(target, chosen, workgroups, seed):
+        found = row.to_json()
+        rows.append(found)
+        if as_json:
+            continue
+        classes = found["counts"]["instructions"]
+        click.echo(f"{row.operator} {row.workload}: {sum(classes.values()):,} instructions")
+        for name, times in sorted(classes.items(), key=lambda one: -one[1]):
+            click.echo(f"  {times:>16,} {name}")
+        for what, times, least in (
+            ("bytes", row.bytes, row.least_bytes),
+            ("FLOPs", found["counts"]["flops"], row.least_flops),
+        ):
+            ratio = f", {times / least:.2f} of the least" if least else ""
+            click.echo(f"  {times:>16,} {what}{ratio}")
+    if as_json:
+        emit(rows)
 
 
 def _list(chosen: Sequence[Workload], as_json: bool) -> None:

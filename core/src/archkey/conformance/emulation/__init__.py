@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An emulator of AMD's CDNA3 and CDNA4: it executes the assembly that Triton leaves, on the CPU.
+"""Emulators: they execute on the CPU what Triton leaves for a target.
+
+Of AMD's CDNA3 and CDNA4 that is assembly, in the modules here; of NVIDIA's sm_90a and sm_100a it is
+PTX, in the room `ptx`.
 
 It shows that the compiler's output computes what the reference does. It is no hardware: see
 `core/docs/levels.md` for what it cannot show. The way of a launch, module by module:
@@ -15,6 +18,8 @@ It shows that the compiler's output computes what the reference does. It is no h
     memory       allocations, and what lies outside of them
     execute      workgroups, waves, barriers
     numbers      formats and roundings that numpy lacks
+    dialects     what the languages have in common: launching, mnemonics
+    arguments    scalars as bytes, tensors as rooms of memory
     census       which instructions kernels have, and which of them are not known here
 
 Opcodes, operands and modifiers that are not known stop the launch with their names. Needs numpy,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which instructions the kernels of a target have, and which of them the emulator lacks.
 
-    python -m archkey.conformance.emulation.census rocm_gfx950
+    python -m archkey.conformance.emulation.census cuda_sm100
 
 compiles every kernel for every example problem of its operator. The exit code is 1 if something
 is unknown: a new compiler is examined this way before it is used.
@@ -18,9 +18,8 @@ from typing import NamedTuple
 import click
 
 from archkey.conformance.emulation.device import TARGETS
+from archkey.conformance.emulation.dialects import Dialect, dialect_of
 from archkey.conformance.emulation.faults import UnknownInstruction
-from archkey.conformance.emulation.program import families, load
-from archkey.conformance.emulation.text import parse
 from archkey.errors import Unsupported
 from archkey.plugins import DEFAULT
 from archkey.session import Session
@@ -36,18 +35,16 @@ class Seen(NamedTuple):
     known: bool
 
 
-def count(texts: Iterable[str]) -> dict[str, Seen]:
-    """Of all instructions in `texts`, by mnemonic without its encoding."""
+def count(texts: Iterable[str], dialect: Dialect) -> dict[str, Seen]:
+    """Of all instructions in `texts`, by mnemonic; of AMD's without their encoding."""
     found: Counter[tuple[str, bool]] = Counter()
     for text in texts:
-        assembly = parse(text)
-        known = families(assembly.target)
-        found.update((i.name, i.name in known) for i in assembly.instructions)
+        found.update(dialect.mnemonics(text))
     return {name: Seen(times, known) for (name, known), times in sorted(found.items())}
 
 
-def _texts(session: Session) -> Iterator[tuple[str, str]]:
-    """(kernel and example, assembly) of all that can be compiled for the session's target."""
+def _texts(session: Session, dialect: Dialect) -> Iterator[tuple[str, str]]:
+    """(kernel and example, its code) of all that can be compiled for the session's target."""
     for name, operator in session.operators.items():
         kernels = [kernel for kernel in session.kernels(name) if kernel.plugin != DEFAULT]
         for kernel, (label, problem) in itertools.product(kernels, operator.examples.items()):
@@ -56,19 +53,20 @@ def _texts(session: Session) -> Iterator[tuple[str, str]]:
             except Unsupported:
                 continue  # the kernel does not accept this example
             for compiled in plan.compiled:
-                yield f"{name} {kernel.id}, {label}", str(compiled.kernel.asm["amdgcn"])
+                yield f"{name} {kernel.id}, {label}", str(compiled.kernel.asm[dialect.key])
 
 
 def main(target: str) -> int:
     """Print the table; the number of things that the emulator cannot do."""
-    found = list(_texts(open_session(target)))
-    rows = count(text for _, text in found)
+    dialect = dialect_of(target)
+    found = list(_texts(open_session(target), dialect))
+    rows = count((text for _, text in found), dialect)
     for name, (times, known) in rows.items():
         click.echo(f"{times:8d}  {name}" + ("" if known else "  UNKNOWN"))
     missing = [name for name, seen in rows.items() if not seen.known]
     for label, text in found:
         try:
-            load(text)
+            dialect.check(text)
         except UnknownInstruction as error:
             missing.append(str(error))
             click.echo(f"{label}: {error}")

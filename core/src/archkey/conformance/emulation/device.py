@@ -12,7 +12,7 @@ from archkey.target import Target
 
 __all__ = ["TARGETS", "Emulated", "emulated"]
 
-TARGETS = ("rocm_gfx942", "rocm_gfx950")
+TARGETS = ("rocm_gfx942", "rocm_gfx950", "cuda_sm90", "cuda_sm100")
 """Keys of the targets that can be emulated."""
 
 
@@ -22,9 +22,9 @@ class Emulated(Device):
 
     def launcher(self, compiled: Any) -> Callable[..., None]:
         """`launch(grid, *arguments)` on the emulator."""
-        from archkey.conformance.emulation.launcher import launcher
+        from archkey.conformance.emulation.dialects import dialect_of
 
-        return launcher(compiled)
+        return dialect_of(self.target.key).launcher(compiled)
 
 
 def emulated(target: str) -> Emulated | None:

@@ -8,10 +8,10 @@ the storages of the tensors among them.
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from archkey.conformance.emulation.arguments import packed, storages
 from archkey.conformance.emulation.execute import Resources, execute
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
@@ -45,39 +45,10 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
         kernarg = _kernarg(code.assembly, signature, present, grid, waves)
         # ctypes' buffer is kept alive by this frame, the tensors by the caller's.
         start = ctypes.addressof(kernarg)
-        rooms = [Room.at("the arguments", start, len(kernarg)), *_storages(present)]
+        rooms = [Room.at("the arguments", start, len(kernarg)), *storages(present)]
         execute(code, grid, Memory(rooms), Resources(start, waves, lds_bytes))
 
     return launch
-
-
-def _storages(arguments: Mapping[str, Any]) -> list[Room]:
-    """The storages of all tensors, each under the name of the first."""
-    rooms: dict[int, Room] = {}
-    for name, value in arguments.items():
-        if hasattr(value, "untyped_storage"):
-            storage = value.untyped_storage()
-            start, size = storage.data_ptr(), storage.nbytes()
-            if size and start not in rooms:
-                rooms[start] = Room.at(f"the storage of {name}", start, size)
-    return list(rooms.values())
-
-
-# Triton's name of a scalar type -> struct's.
-_SCALARS = {
-    **{"i1": "?", "i8": "b", "i16": "h", "i32": "i", "i64": "q"},
-    **{"u8": "B", "u16": "H", "u32": "I", "u64": "Q"},
-    **{"fp16": "e", "fp32": "f", "fp64": "d"},
-}
-
-
-def _packed(kind: str, value: Any) -> bytes:
-    if kind.startswith("*"):
-        address = 0 if value is None else value if isinstance(value, int) else value.data_ptr()
-        return struct.pack("<Q", address)
-    if kind not in _SCALARS:
-        raise UnknownInstruction(f"an argument of type {kind} cannot be passed yet")
-    return struct.pack("<" + _SCALARS[kind], value)
 
 
 def _kernarg(
@@ -95,7 +66,7 @@ def _kernarg(
         )
     segment = ctypes.create_string_buffer(assembly.directives["kernarg_size"])
     for argument, (name, kind) in zip(explicit, signature.items(), strict=False):
-        _put(segment, argument, _packed(kind, given[name]))
+        _put(segment, argument, packed(kind, given[name]))
     hidden = _hidden(grid, waves)
     for argument in assembly.arguments:
         if argument.kind in hidden:

@@ -20,14 +20,14 @@ Array = npt.NDArray[Any]
 
 
 class Room:
-    """Bytes `start` to `end`, which may be read and written in elements of 1, 2 or 4 bytes.
+    """Bytes `start` to `end`, which may be read and written in elements of 1, 2, 4 or 8 bytes.
 
     flat  the bytes from `base` on, an address that is a multiple of 8 and not after `start`
     """
 
     def __init__(self, name: str, flat: Array, base: int, start: int) -> None:
         self.name, self.base, self.start, self.end = name, base, start, base + len(flat)
-        self._views = {n: flat[: len(flat) // n * n].view(f"u{n}") for n in (1, 2, 4)}
+        self._views = {n: flat[: len(flat) // n * n].view(f"u{n}") for n in (1, 2, 4, 8)}
 
     @classmethod
     def at(cls, name: str, start: int, size: int) -> Room:
@@ -71,7 +71,7 @@ class Memory:
         self._last = allocations[0] if allocations else None
 
     def load(self, addresses: Array, size: int, count: int = 1) -> Array:
-        """`count` elements of `size` bytes (1, 2 or 4) from each address: [count, lanes]."""
+        """`count` elements of `size` bytes (1, 2, 4 or 8) from each address: [count, lanes]."""
         found = self._one(addresses, size * count)
         if found is not None:
             return found.get(addresses, size, count)
@@ -81,7 +81,7 @@ class Memory:
         return out
 
     def store(self, addresses: Array, values: Array) -> None:
-        """Write `values` [count, lanes], unsigned of 1, 2 or 4 bytes, from each address on."""
+        """Write `values` [count, lanes], unsigned of 1, 2, 4 or 8 bytes, from each address on."""
         span = values.dtype.itemsize * len(values)
         found = self._one(addresses, span)
         if found is not None:

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies that end later than they begin, and the mbarriers that tell of it.
+
+A copy is made as late as the program allows, at its wait, or at once: a program that waits rightly
+cannot tell. Source: PTX ISA, cp.async, Parallel Synchronization: mbarrier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from archkey.conformance.emulation.faults import Fault, UnknownInstruction
+from archkey.conformance.emulation.ptx.generate import Builder, Emitter
+from archkey.conformance.emulation.ptx.shared import BASE
+from archkey.conformance.emulation.ptx.text import Immediate, Instruction
+from archkey.conformance.emulation.wave import Array
+
+__all__ = ["Copies", "HELPERS", "Mbarriers", "TABLE"]
+
+
+@dataclass
+class _Copy:
+    """threads, and of each: to, from, how many bytes are read, its group (-1: none yet)."""
+
+    threads: Array
+    to: Array
+    source: Array
+    size: int
+    read: Array
+    groups: Array
+
+
+class Copies:
+    """cp.async of a workgroup."""
+
+    def __init__(self, workgroup: Any) -> None:
+        self.workgroup = workgroup
+        self.open: list[_Copy] = []
+        self.committed = np.zeros(workgroup.threads, np.int64)
+
+    def add(self, G: Any, to: Array, source: Array, size: int, read: Array, mask: Any) -> None:
+        """Of the group's threads under `mask`."""
+        chosen = np.arange(G.n) if mask is None else np.flatnonzero(mask)
+        if not len(chosen):
+            return
+        threads = G.tid[chosen].astype(np.int64)
+        copy = _Copy(
+            threads, to[chosen], source[chosen], size, read[chosen], np.full(len(chosen), -1)
+        )
+        self.workgroup.shared.check(copy.to, size, size)
+        if (copy.read > size).any():
+            raise Fault(f"cp.async of {size} bytes reads more")
+        if (copy.source[copy.read > 0] & np.uint64(size - 1)).any():
+            raise Fault(f"cp.async reads global memory at no multiple of {size} bytes")
+        if self.workgroup.order.eager:
+            self._make(copy)
+        else:
+            self.open.append(copy)
+
+    def commit(self, G: Any) -> None:
+        """cp.async.commit_group."""
+        member = self._member(G)
+        for copy in self.open:
+            mine = (copy.groups < 0) & member[copy.threads]
+            if mine.any():
+                copy.groups = np.where(mine, self.committed[copy.threads], copy.groups)
+        self.committed[G.tid] += 1
+
+    def wait(self, G: Any, left: int) -> None:
+        """cp.async.wait_group: all but the last `left` groups of each thread are made."""
+        member = self._member(G)
+        self._finish(
+            lambda c: (
+                member[c.threads] & (c.groups >= 0) & (c.groups < self.committed[c.threads] - left)
+            )
+        )
+
+    def wait_all(self, G: Any) -> None:
+        """cp.async.wait_all, and what an arrival waits for: those without a group, too."""
+        member = self._member(G)
+        self._finish(lambda c: member[c.threads])
+
+    def _member(self, G: Any) -> Array:
+        member = np.zeros(self.workgroup.threads, np.bool_)
+        member[G.tid] = True
+        return member
+
+    def _finish(self, chosen: Any) -> None:
+        kept = []
+        for copy in self.open:
+            now = chosen(copy)
+            if now.all():
+                self._make(copy)
+            elif now.any():
+                self._make(_part(copy, now))
+                kept.append(_part(copy, ~now))
+            else:
+                kept.append(copy)
+        self.open = kept
+
+    def _make(self, copy: _Copy) -> None:
+        workgroup = self.workgroup
+        step = np.arange(copy.size)
+        data = np.zeros((len(copy.to), copy.size), np.uint8)
+        full = copy.read == copy.size
+        workgroup.counters.copied += int(copy.read.sum())
+        if full.any():
+            words = workgroup.memory.load(copy.source[full], 4, copy.size // 4)
+            data[full] = np.ascontiguousarray(words.T).view(np.uint8)
+        for n in np.flatnonzero(~full & (copy.read > 0)):
+            count = int(copy.read[n])
+            data[n, :count] = workgroup.memory.load(copy.source[n : n + 1], 1, count)[:, 0]
+        workgroup.shared.put_bytes(copy.to[:, None].astype(np.int64) + step, data)
+
+
+def _part(copy: _Copy, where: Array) -> _Copy:
+    pieces = (copy.threads, copy.to, copy.source, copy.read, copy.groups)
+    threads, to, source, read, groups = (piece[where] for piece in pieces)
+    return _Copy(threads, to, source, copy.size, read, groups)
+
+
+@dataclass
+class _Mbarrier:
+    """count: arrivals of a phase; left: of this one; bytes: that it still waits for."""
+
+    count: int
+    left: int
+    bytes: int = 0
+    phase: int = 0
+
+
+class Mbarriers:
+    """Those of a workgroup, by address."""
+
+    _MARK = np.frombuffer(b"mbarrier", np.uint8)
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+        self.known: dict[int, _Mbarrier] = {}
+        self.changed = False
+
+    def init(self, at: int, count: int) -> None:
+        """mbarrier.init. Fault for one that is in use."""
+        self.shared.check(np.array([at], np.uint32), 8, 8)
+        if not 0 < count < 1 << 20:
+            raise Fault(f"an mbarrier for {count} arrivals")
+        if at in self.known and self._intact(at):
+            raise Fault(f"the mbarrier at {at - BASE} is initialised again without mbarrier.inval")
+        self.shared.bytes[at : at + 8] = self._MARK
+        self.shared.forget(at, 8)
+        self.known[at] = _Mbarrier(count, count)
+
+    def invalidate(self, at: int) -> None:
+        """mbarrier.inval."""
+        self.at(at)
+        del self.known[at]
+        self.shared.forget(at, 8)
+
+    def at(self, at: int) -> _Mbarrier:
+        """The mbarrier. Fault if there is none, or what it was is overwritten."""
+        if at not in self.known or not self._intact(at):
+            raise Fault(f"there is no initialised mbarrier at byte {at - BASE} of shared memory")
+        return self.known[at]
+
+    def arrive(self, at: int, count: int = 1, more: int = 0) -> None:
+        """`count` arrivals, and `more` bytes to wait for."""
+        barrier = self.at(at)
+        if barrier.left < count:
+            raise Fault(
+                f"the mbarrier at {at - BASE} gets {count} arrivals, it expects {barrier.left} "
+                f"more of {barrier.count}"
+            )
+        barrier.bytes += more
+        barrier.left -= count
+        self._turn(barrier)
+
+    def transferred(self, at: int, count: int) -> None:
+        """`count` bytes of a copy have come."""
+        barrier = self.at(at)
+        barrier.bytes -= count
+        self._turn(barrier)
+
+    def over(self, at: int, parity: int) -> bool:
+        """Whether the phase of that parity is complete."""
+        return self.at(at).phase & 1 != parity & 1
+
+    def said(self, at: int) -> str:
+        """What it waits for."""
+        barrier = self.known.get(at)
+        if barrier is None:
+            return "nothing"
+        missing = f"{barrier.left} of {barrier.count} arrivals and {barrier.bytes} bytes"
+        return f"{missing} in phase {barrier.phase}"
+
+    def _turn(self, barrier: _Mbarrier) -> None:
+        if not barrier.left and not barrier.bytes:
+            barrier.phase += 1
+            barrier.left = barrier.count
+            self.changed = True
+
+    def _intact(self, at: int) -> bool:
+        return (
+            bool((self.shared.bytes[at : at + 8] == self._MARK).all())
+            and not self.shared.written[at : at + 8].any()
+        )
+
+
+def _each(at: Array, mask: Any) -> list[int]:
+    return (at if mask is None else at[mask]).tolist()
+
+
+def _init(S: Any, at: Array, count: Array, mask: Any) -> None:
+    for one, arrivals in zip(_each(at, mask), _each(count, mask), strict=True):
+        S.mbarriers.init(one, arrivals)
+
+
+def _invalidate(S: Any, at: Array, mask: Any) -> None:
+    for one in _each(at, mask):
+        S.mbarriers.invalidate(one)
+
+
+def _arrive(S: Any, G: Any, at: Array, count: Array, more: Array, mask: Any) -> None:
+    S.shared.publish(G.tid >> np.uint32(5))
+    for one, arrivals, size in zip(
+        _each(at, mask), _each(count, mask), _each(more, mask), strict=True
+    ):
+        S.mbarriers.arrive(one, arrivals, size)
+
+
+def _expect(S: Any, at: Array, more: Array, mask: Any) -> None:
+    for one, size in zip(_each(at, mask), _each(more, mask), strict=True):
+        S.mbarriers.arrive(one, 0, size)
+
+
+def _arrive_after_copies(S: Any, G: Any, at: Array, mask: Any) -> None:
+    """Each thread arrives once all of its copies are made."""
+    part = G if mask is None else G.part(mask)
+    if not part.n:
+        return
+    addresses = _each(at, mask)
+
+    def work() -> None:
+        S.copies.wait_all(part)
+        for one in addresses:
+            S.mbarriers.arrive(one)
+
+    S.later(work, "an arrival after cp.async")
+
+
+def _wait(S: Any, G: Any, at: Array, parity: Array, mask: Any) -> Any:
+    """Which threads may go on: True, None (none of them), or an array."""
+    pairs = np.stack([at.astype(np.int64), parity.astype(np.int64)])
+    if mask is not None:
+        raise UnknownInstruction("a wait for an mbarrier under a predicate")
+    if (pairs == pairs[:, :1]).all():
+        return True if S.mbarriers.over(int(at[0]), int(parity[0])) else None
+    over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in pairs.T])
+    return True if over.all() else over if over.any() else None
+
+
+HELPERS: dict[str, Any] = {
+    **{"mbarrier_init": _init, "mbarrier_inval": _invalidate, "mbarrier_arrive": _arrive},
+    **{"mbarrier_expect": _expect, "arrive_after_copies": _arrive_after_copies},
+    "mbarrier_wait": _wait,
+}
+
+
+def _copy(sizes: tuple[int, ...]) -> Builder:
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        to, source, size, *rest = instruction.operands
+        if not isinstance(size, Immediate) or int(size.value) not in sizes or len(rest) > 1:
+            raise UnknownInstruction(f"sizes {sizes} are known")
+        count = int(size.value)
+        read = emitter.vector(rest[0], "u4") if rest else f"full(G.n, u4({count}))"
+        where = f"{emitter.address(to, wide=False)}, {emitter.address(source, wide=True)}"
+        emitter.line(f"S.copies.add(G, {where}, {count}, {read}, {emitter.mask})")
+
+    return build
+
+
+def _call(text: str) -> Builder:
+    """A line in which {0} is the first operand, a constant."""
+
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        if instruction.guard is not None:
+            raise UnknownInstruction(f"{instruction.name} under a predicate")
+        values = [int(o.value) for o in instruction.operands if isinstance(o, Immediate)]
+        if len(values) != len(instruction.operands):
+            raise UnknownInstruction("an operand that is no constant")
+        emitter.line(text.format(*values))
+
+    return build
+
+
+def _on_mbarrier(text: str, operands: tuple[str, ...], state: bool = False) -> Builder:
+    """text: {at} the address, {0}, {1} the operands after it; state: `_` stands before it."""
+
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        given = list(instruction.operands)
+        if state and given.pop(0) is not None:
+            raise UnknownInstruction("the state that an arrival returns")
+        where, *rest = given
+        kinds = operands
+        if len(rest) > len(kinds):
+            raise UnknownInstruction(f"{len(rest)} operands")
+        values = [emitter.vector(o, kind) for o, kind in zip(rest, kinds, strict=False)]
+        values += [f"full(G.n, u4(1))"] * (len(kinds) - len(rest))  # noqa: F541
+        at = emitter.address(where, wide=False)
+        emitter.line(text.format(*values, at=at, mask=emitter.mask))
+
+    return build
+
+
+def _try_wait(emitter: Emitter, instruction: Instruction) -> None:
+    """Blocks until the phase is complete, which it may; the schedule runs it again."""
+    target, where, parity, *_ = instruction.operands
+    name = emitter.fresh()
+    at = emitter.address(where, wide=False)
+    emitter.line(
+        f"{name} = mbarrier_wait(S, G, {at}, {emitter.vector(parity, 'u4')}, {emitter.mask})"
+    )
+    emitter.line(f"if {name} is not True: return G.blocked({name}, {at})")
+    emitter.write(target, "pred", "full(G.n, np.True_)")
+
+
+_EXPECT = "mbarrier_expect(S, {at}, {0}, {mask})"
+_ARRIVE_EXPECT = "mbarrier_arrive(S, G, {at}, full(G.n, u4(1)), {0}, {mask})"
+_ARRIVE = "mbarrier_arrive(S, G, {at}, {0}, full(G.n, u4(0)), {mask})"
+_INIT = "mbarrier_init(S, {at}, {0}, {mask})"
+_INVAL = "mbarrier_inval(S, {at}, {mask})"
+_AFTER = "arrive_after_copies(S, G, {at}, {mask})"
+
+
+def _table() -> dict[str, Builder]:
+    table: dict[str, Builder] = {
+        "cp.async.commit_group": _call("S.copies.commit(G)"),
+        "cp.async.wait_group": _call("S.copies.wait(G, {0})"),
+        "cp.async.wait_all": _call("S.copies.wait_all(G)"),
+    }
+    for space in ("shared", "shared::cta"):
+        for prefetch in ("", ".L2::128B", ".L2::256B"):
+            table[f"cp.async.ca.{space}.global{prefetch}"] = _copy((4, 8, 16))
+            table[f"cp.async.cg.{space}.global{prefetch}"] = _copy((16,))
+        table |= {
+            f"mbarrier.init.{space}.b64": _on_mbarrier(_INIT, ("u4",)),
+            f"mbarrier.inval.{space}.b64": _on_mbarrier(_INVAL, ()),
+            f"cp.async.mbarrier.arrive.noinc.{space}.b64": _on_mbarrier(_AFTER, ()),
+            f"mbarrier.arrive.{space}.b64": _on_mbarrier(_ARRIVE, ("u4",), True),
+            f"mbarrier.arrive.release.cta.{space}.b64": _on_mbarrier(_ARRIVE, ("u4",), True),
+            f"mbarrier.arrive.expect_tx.{space}.b64": _on_mbarrier(_ARRIVE_EXPECT, ("u4",), True),
+            f"mbarrier.arrive.expect_tx.release.cta.{space}.b64": _on_mbarrier(
+                _ARRIVE_EXPECT, ("u4",), True
+            ),
+            f"mbarrier.expect_tx.relaxed.cta.{space}.b64": _on_mbarrier(_EXPECT, ("u4",)),
+            f"mbarrier.try_wait.parity.{space}.b64": _try_wait,
+            f"mbarrier.try_wait.parity.acquire.cta.{space}.b64": _try_wait,
+        }
+    return table
+
+
+TABLE = _table()

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Branches, barriers, fences, and what changes no value.
+
+Everything here is ordered, so fences matter only between proxies. Early starts of a next kernel
+(griddepcontrol) end at once, as launches do not overlap. Source: PTX ISA, Control Flow; Parallel
+Synchronization and Communication; Miscellaneous.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archkey.conformance.emulation.faults import Fault, UnknownInstruction
+from archkey.conformance.emulation.ptx.collectives import warps
+from archkey.conformance.emulation.ptx.generate import Builder, Emitter
+from archkey.conformance.emulation.ptx.text import Immediate, Instruction
+
+__all__ = ["HELPERS", "TABLE"]
+
+
+def _barrier(emitter: Emitter, instruction: Instruction) -> None:
+    """Leaves (number, threads) as the last line; 0 threads: all."""
+    numbers = [o.value for o in instruction.operands if isinstance(o, Immediate)]
+    if len(numbers) != len(instruction.operands) or not 1 <= len(numbers) <= 2:
+        raise UnknownInstruction("a barrier whose number is no constant")
+    count = int(numbers[1]) if len(numbers) > 1 else 0
+    if not 0 <= int(numbers[0]) < 16 or count % 32:
+        raise UnknownInstruction(f"barrier {numbers}")
+    emitter.line(f"({int(numbers[0])}, {count})")
+
+
+def _nothing(emitter: Emitter, instruction: Instruction) -> None:
+    """Order, speed or registers of the hardware: no value changes."""
+
+
+def _warp_barrier(emitter: Emitter, instruction: Instruction) -> None:
+    emitter.line("whole_warps(G)")
+
+
+def _proxy_fence(emitter: Emitter, instruction: Instruction) -> None:
+    if instruction.guard is not None:
+        raise UnknownInstruction("a fence under a predicate")
+    emitter.line("S.shared.fence(G.tid >> u4(5))")
+
+
+def _registers(S: Any, G: Any, count: int) -> None:
+    """setmaxnreg: a warp group together, in steps of 8."""
+    if count % 8 or not 24 <= count <= 256 or G.n % 128 or warps(G) % 4:
+        raise Fault(f"setmaxnreg to {count} registers by {G.n} threads")
+
+
+def _setmaxnreg(emitter: Emitter, instruction: Instruction) -> None:
+    (count,) = instruction.operands
+    if not isinstance(count, Immediate):
+        raise UnknownInstruction("setmaxnreg to no constant")
+    emitter.line(f"registers_of_warps(S, G, {int(count.value)})")
+
+
+HELPERS: dict[str, Any] = {"registers_of_warps": _registers}
+
+TABLE: dict[str, Builder] = {
+    **dict.fromkeys(("bra", "bra.uni", "ret", "exit"), _nothing),
+    **{
+        name: _barrier
+        for base in ("bar.sync", "barrier.sync", "barrier.cta.sync")
+        for name in (base, f"{base}.aligned")
+    },
+    "bar.warp.sync": _warp_barrier,
+    **dict.fromkeys(("fence.proxy.async.shared::cta", "fence.proxy.async"), _proxy_fence),
+    **dict.fromkeys(
+        ("membar.gl", "membar.cta", "fence.acq_rel.gpu", "fence.acq_rel.cta", "fence.sc.gpu"),
+        _nothing,
+    ),
+    **{f"setmaxnreg.{way}.sync.aligned.u32": _setmaxnreg for way in ("inc", "dec")},
+    **dict.fromkeys(("griddepcontrol.wait", "griddepcontrol.launch_dependents"), _nothing),
+    "fence.mbarrier_init.release.cluster": _nothing,
+    # A prefetch of an address that is nobody's does nothing on the hardware either.
+    **dict.fromkeys(("prefetch.global.L1", "prefetch.global.L2"), _nothing),
+}

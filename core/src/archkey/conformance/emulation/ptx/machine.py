@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A workgroup: its registers, its memory, what it still has to do; and a group of its threads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
+from archkey.conformance.emulation.ptx.counters import Counters
+from archkey.conformance.emulation.ptx.shared import Shared
+from archkey.conformance.emulation.ptx.tensor_cores import Watch
+from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
+from archkey.conformance.emulation.wave import Array
+
+__all__ = ["Group", "Launch", "Order", "Workgroup"]
+
+_POISON = {
+    "pred": np.False_,
+    "b16": np.uint16(0x7FFF),
+    "b32": np.uint32(0x7FFBADBA),
+    "b64": np.uint64(0x7FFBADBA7FFBADBA),
+}
+"""What a register holds that nobody wrote: NaN of any format."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order things happen that a program must not rely on.
+
+    eager  asynchronous work is done at once; else as late as may be
+    warps  one warp at a time, drawn anew at each step; else all that stand at one place
+    seed   of what is drawn
+    """
+
+    eager: bool = False
+    warps: bool = False
+    seed: int = 0
+
+
+class Launch(NamedTuple):
+    """What all workgroups share.
+
+    parameters  name -> its bits as a number
+    symbols     variables in global memory -> address
+    """
+
+    grid: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+    memory: Memory
+    parameters: Mapping[str, int]
+    symbols: Mapping[str, int]
+    order: Order
+    counters: Counters
+
+
+class Workgroup:
+    """One workgroup (CTA) while it runs."""
+
+    def __init__(self, launch: Launch, place: tuple[int, int, int], kinds: list[str]) -> None:
+        self.place, self.grid, self.threads = place, launch.grid, launch.threads
+        self.memory, self.parameters, self.symbols = (
+            launch.memory,
+            launch.parameters,
+            launch.symbols,
+        )
+        self.order, self.counters = launch.order, launch.counters
+        poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
+        self.registers: list[Array] = [poison[kind] for kind in kinds]
+        self.shared = Shared(launch.shared_bytes)
+        self.copies = Copies(self)
+        self.mbarriers = Mbarriers(self.shared)
+        self.watch = Watch(self.shared)
+        self.tensor_memory = TensorMemory(self)
+        self.drawn = random.Random(hash((launch.order.seed, *place)))
+        self.work: list[tuple[Callable[[], None], str]] = []
+
+    def symbol(self, name: str) -> int:
+        """A variable's address."""
+        return self.symbols[name]
+
+    def later(self, work: Callable[[], None], name: str) -> None:
+        """Asynchronous work: at once, or when no thread can go on."""
+        if self.order.eager:
+            work()
+        else:
+            self.work.append((work, name))
+
+    def catch_up(self) -> bool:
+        """Do the oldest piece of asynchronous work; False if there is none."""
+        if not self.work:
+            return False
+        work, _ = self.work.pop(0)
+        work()
+        return True
+
+
+class Group:
+    """Threads that stand at one place.
+
+    tid    their numbers, ascending
+    ix     the same as an index: a slice if they are neighbours
+    whole  whether they are all threads
+    warps  how many they are if each is whole; else 0
+    """
+
+    def __init__(self, tid: Array, total: int) -> None:
+        self.tid, self.n = tid, len(tid)
+        self.whole = self.n == total
+        first = int(tid[0]) if self.n else 0
+        neighbours = self.n and int(tid[-1]) - first == self.n - 1
+        self.ix: Any = slice(first, first + self.n) if neighbours else tid.astype(np.int64)
+        self.warps = 0
+        if self.n % 32 == 0 and self.n:
+            rows = tid.reshape(-1, 32)
+            if (rows[:, 0] % 32 == 0).all() and (rows[:, 31] - rows[:, 0] == 31).all():
+                self.warps = self.n // 32
+        self.spread = self.warps or len(np.unique(tid >> np.uint32(5)))
+        self._total = total
+        self._parts: dict[bytes, Group] = {}
+
+    def part(self, mask: Array) -> Group:
+        """Those of its threads that are chosen."""
+        key = mask.tobytes()
+        if key not in self._parts:
+            self._parts[key] = Group(self.tid[mask], self._total)
+        return self._parts[key]
+
+    @staticmethod
+    def blocked(over: Any, at: Array) -> Any:
+        """What a block returns that waits: for whom the wait is over, and for what it is not."""
+        return ("blocked", over, int(at[0]))

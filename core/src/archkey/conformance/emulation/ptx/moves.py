@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads, stores and atomics of threads, in global and shared memory.
+
+Modifiers for caches and scopes change no value here, as everything is ordered. Source: PTX ISA,
+Data Movement and Conversion Instructions: ld, st, atom, red.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from archkey.conformance.emulation.faults import Fault, UnknownInstruction
+from archkey.conformance.emulation.ptx.generate import Builder, Emitter
+from archkey.conformance.emulation.ptx.text import (
+    Address,
+    Immediate,
+    Instruction,
+    Operand,
+    Symbol,
+    Vector,
+)
+from archkey.conformance.emulation.wave import Array
+
+__all__ = ["HELPERS", "TABLE"]
+
+
+def _aligned(at: Array, span: int) -> None:
+    if span > 1 and (at & at.dtype.type(span - 1)).any():
+        raise Fault(f"global memory is accessed at no multiple of {span} bytes")
+
+
+def _load_global(S: Any, at: Array, size: int, count: int, mask: Any) -> Array:
+    if mask is None or mask.all():
+        _aligned(at, size * count)
+        S.counters.loaded += size * count * len(at)
+        return S.memory.load(at, size, count)
+    result = np.zeros((count, len(at)), f"u{size}")
+    if mask.any():
+        chosen = at[mask]
+        _aligned(chosen, size * count)
+        S.counters.loaded += size * count * len(chosen)
+        result[:, mask] = S.memory.load(chosen, size, count)
+    return result
+
+
+def _store_global(S: Any, at: Array, values: list[Array], mask: Any) -> None:
+    data = np.stack(values) if len(values) > 1 else values[0][None]
+    if mask is not None and not mask.all():
+        if not mask.any():
+            return
+        at, data = at[mask], data[:, mask]
+    _aligned(at, data.dtype.itemsize * len(data))
+    S.counters.stored += data.dtype.itemsize * data.size
+    S.memory.store(at, data)
+
+
+def _load_shared(S: Any, at: Array, size: int, count: int, mask: Any) -> Array:
+    if mask is None or mask.all():
+        return S.shared.load(at, size, count)
+    result = np.zeros((count, len(at)), f"u{size}")
+    if mask.any():
+        result[:, mask] = S.shared.load(at[mask], size, count)
+    return result
+
+
+def _store_shared(S: Any, G: Any, at: Array, values: list[Array], mask: Any) -> None:
+    data = np.stack(values) if len(values) > 1 else values[0][None]
+    warps = G.tid.astype(np.int64) >> 5
+    if mask is not None and not mask.all():
+        if not mask.any():
+            return
+        at, data, warps = at[mask], data[:, mask], warps[mask]
+    S.shared.store(at, data, warps)
+
+
+_ATOMS: dict[str, Callable[[Any, Any], Any]] = {
+    "add": lambda a, b: a + b,
+    "min": min,
+    "max": max,
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "exch": lambda a, b: b,
+}
+
+
+def _atomic(
+    S: Any, G: Any, space: str, name: str, kind: str, at: Array, values: list[Array], mask: Any
+) -> Array:
+    """One thread after the other; the old values."""
+    size = np.dtype(kind).itemsize
+    old = np.zeros(len(at), kind)
+    chosen = range(len(at)) if mask is None else np.flatnonzero(mask)
+    for n in chosen:
+        one = at[n : n + 1]
+        if space == "shared":
+            before = S.shared.load(one, size)[0].view(kind)[0]
+        else:
+            _aligned(one, size)
+            before = S.memory.load(one, size, 1)[0].view(kind)[0]
+        old[n] = before
+        if name == "cas":
+            after = values[1][n] if before == values[0][n] else before
+        elif name == "inc":
+            after = 0 if before >= values[0][n] else before + 1
+        else:
+            after = _ATOMS[name](before, values[0][n])
+        new = np.array([[after]], kind).view(f"u{size}")
+        if space == "shared":
+            S.shared.store(one, new, G.tid[n : n + 1].astype(np.int64) >> 5)
+        else:
+            S.memory.store(one, new)
+    return old
+
+
+HELPERS: dict[str, Any] = {
+    **{"load_global": _load_global, "store_global": _store_global, "atomic": _atomic},
+    **{"load_shared": _load_shared, "store_shared": _store_shared},
+}
+
+
+def _elements(operand: Operand) -> list[Operand]:
+    return list(operand.elements) if isinstance(operand, Vector) else [operand]
+
+
+def _load(space: str, kind: str, count: int) -> Builder:
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        target, source, *policy = instruction.operands
+        targets = _elements(target)
+        if len(targets) != count or len(policy) > 1:
+            raise UnknownInstruction(f"{len(targets)} results, {count} are expected")
+        at = emitter.address(source, space == "global")
+        size = int(kind[1])
+        call = f"load_{space}(S, {at}, {size}, {count}, {emitter.mask})"
+        view = "" if kind[0] == "u" else f".view({kind})"
+        emitter.results(targets, kind, call + view)
+
+    return build
+
+
+def _store(space: str, kind: str, count: int) -> Builder:
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        target, source, *policy = instruction.operands
+        sources = _elements(source)
+        if len(sources) != count or len(policy) > 1:
+            raise UnknownInstruction(f"{len(sources)} values, {count} are expected")
+        at = emitter.address(target, space == "global")
+        values = ", ".join(emitter.vector(s, kind) for s in sources)
+        who = "S, " if space == "global" else "S, G, "
+        emitter.line(f"store_{space}({who}{at}, [{values}], {emitter.mask})")
+
+    return build
+
+
+def _parameter(kind: str) -> Builder:
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        target, source = instruction.operands
+        if not isinstance(source, Address) or not isinstance(source.base, Symbol) or source.offset:
+            raise UnknownInstruction("a parameter that is not read as a whole")
+        name, size = source.base.name, 8 * int(kind[1])
+        if emitter.module.parameters.get(name, 0) != size:
+            raise UnknownInstruction(f"{size} bits of the parameter {name}")
+        value = f"full(G.n, u{kind[1]}(S.parameters[{name!r}]))"
+        emitter.write(target, kind, f"{value}.view({kind})" if kind[0] != "u" else value)
+
+    return build
+
+
+def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        operands = list(instruction.operands)
+        target = operands.pop(0) if result else None
+        where, *sources = operands
+        if len(sources) != (2 if name == "cas" else 1):
+            raise UnknownInstruction(f"{len(sources)} operands of an atomic {name}")
+        at = emitter.address(where, space == "global")
+        values = ", ".join(emitter.vector(s, kind) for s in sources)
+        call = f"atomic(S, G, {space!r}, {name!r}, {kind!r}, {at}, [{values}], {emitter.mask})"
+        emitter.write(target, kind, call)
+
+    return build
+
+
+def _shared_address(emitter: Emitter, instruction: Instruction) -> None:
+    """mapa, cvta: an address of shared memory stays what it is, as there are no clusters."""
+    target, source = instruction.operands
+    if isinstance(source, Immediate):
+        raise UnknownInstruction("the address of a constant")
+    emitter.write(target, "u8", emitter.vector(source, "u8"))
+
+
+def _table() -> dict[str, Builder]:
+    table: dict[str, Builder] = {}
+    kinds = [
+        *((f"{c}{8 * n}", f"{'i' if c == 's' else 'u'}{n}") for c in "bus" for n in (1, 2, 4, 8)),
+        *((f"f{8 * n}", f"f{n}") for n in (4, 8)),
+    ]
+    caches = (
+        *("", ".L1::evict_last", ".L1::evict_first", ".L1::no_allocate", ".L1::evict_normal"),
+        *(".L1::evict_last.L2::cache_hint", ".L1::evict_first.L2::cache_hint"),
+        ".L2::cache_hint",
+    )
+    orders = (
+        "",
+        ".nc",
+        ".volatile",
+        ".relaxed.gpu",
+        ".acquire.gpu",
+        ".relaxed.sys",
+        ".acquire.sys",
+    )
+    writes = ("", ".volatile", ".relaxed.gpu", ".release.gpu", ".wt", ".cs", ".cg")
+    for (name, kind), count in itertools.product(kinds, (1, 2, 4)):
+        if int(kind[1]) * count > 16:
+            continue
+        many = f".v{count}" if count > 1 else ""
+        for space in ("shared", "shared::cta"):
+            table[f"ld.{space}{many}.{name}"] = _load("shared", kind, count)
+            table[f"st.{space}{many}.{name}"] = _store("shared", kind, count)
+            table[f"ld.volatile.{space}{many}.{name}"] = _load("shared", kind, count)
+        for order, cache in itertools.product(orders, caches):
+            load = _load("global", kind, count)
+            table[f"ld{order}.global{cache}{many}.{name}"] = load
+            table[f"ld.global{order}{cache}{many}.{name}"] = load
+        for order, cache in itertools.product(writes, caches):
+            store = _store("global", kind, count)
+            table[f"st{order}.global{cache}{many}.{name}"] = store
+            table[f"st.global{order}{cache}{many}.{name}"] = store
+        if count == 1:
+            table[f"ld.param.{name}"] = _parameter(kind)
+    scopes = [
+        "",
+        *(
+            f".{o}.{s}"
+            for o in ("relaxed", "acquire", "release", "acq_rel")
+            for s in ("cta", "gpu", "sys")
+        ),
+    ]
+    operations = [
+        *(
+            (o, t, k)
+            for o in ("add", "min", "max")
+            for t, k in kinds
+            if t in ("u32", "s32", "u64", "s64")
+        ),
+        *(("add", t, t[0] + str(int(t[1:]) // 8)) for t in ("f32", "f64")),
+        *(
+            (o, t, k)
+            for o in ("and", "or", "xor", "exch", "cas")
+            for t, k in kinds
+            if t in ("b32", "b64")
+        ),
+    ]
+    for (operation, name, kind), order, space in itertools.product(
+        operations, scopes, ("global", "shared", "shared::cta")
+    ):
+        room = space.partition(":")[0]
+        if order.count(".") == 2:  # newer syntax puts the scope before the order
+            _, how, scope = order.split(".")
+            turned = f".{scope}.{how}"
+            table[f"atom.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, True)
+            table[f"red.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, False)
+        table[f"atom{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, True)
+        table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
+        table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)
+        table[f"red.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, False)
+    table["cvta.to.global.u64"] = _shared_address
+    return table
+
+
+TABLE = _table()
