@@ -54,7 +54,8 @@ def run_of(
     prepare = build.compile(chunks_alone)
     if tuning.segment:
         map_segments = build.compile(maps_program(problem, tuning))
-        join_segments = build.compile(join_program(problem, tuning))
+        if tuning.join:
+            join_segments = build.compile(join_program(problem, tuning))
         walk_segments = build.compile(walk_program(problem, tuning, columns, segmented=True))
     walks = {}
     if not (problem.batch_invariant and tuning.segment):
@@ -156,10 +157,11 @@ def run_of(
                 ((v_pad + k_pad) // columns, heads, segments), w, u, kg, decay, initial_state,
                 state_indices, cu_seqlens, maps, sequences, tokens, length, index_stride, *starts,
             )  # fmt: skip
-            join_segments(
-                (v_pad // few, heads, sequences), maps, state_indices, cu_seqlens, tokens, length,
-                index_stride,
-            )  # fmt: skip
+            if tuning.join:
+                join_segments(
+                    (v_pad // few, heads, sequences), maps, state_indices, cu_seqlens, tokens,
+                    length, index_stride,
+                )  # fmt: skip
         else:
             length = max(-(-tokens // chunk), 1)
         (walks[wide] if maps is None else walk_segments)(

@@ -238,6 +238,7 @@ def walk_program(
             "STATE_UNIT": state_unit,
             "FINAL_UNIT": final_unit,
             "V_FIRST": problem.state_v_first,
+            "JOINED": tuning.join,
             "CODE": _triton_type(problem),
             "STAGES": tuning.stages,
             "INTERPRETED": interpreting(),

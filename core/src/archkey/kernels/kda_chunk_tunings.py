@@ -24,6 +24,8 @@ class KdaChunkTuning:
                  filled with segments of sequences
     segment      fewest chunks of a segment; with batch_invariant, the chunks of every segment; 0:
                  no sequence is cut
+    join         whether a launch of its own finds what segments start from: one pass over a
+                 sequence's maps instead of one for each of its segments, which needs no launch
     """
 
     chunk_warps: int
@@ -35,6 +37,7 @@ class KdaChunkTuning:
     map_stages: int
     resident: int = 1
     segment: int = 8
+    join: bool = True
 
     def __post_init__(self) -> None:
         for name in ("chunk_warps", "block", "columns", "few", "walk_warps"):

@@ -5,7 +5,9 @@ A chunk maps the state S `[K, V]` it starts from to the next one by an affine ma
 chunks does too: `S <- M S + B`. `kda_maps_body` walks every segment but a sequence's last one, from
 the identity without values for M and from nothing for B; `kda_join_body` goes through a sequence's
 maps for the state that each segment starts from; then `kda_walk_body` walks all segments once more
-for the outputs. Where a segment begins follows from its sequence alone.
+for the outputs. Where matrices of float32 fit beside all else, a segment's walk goes through the
+maps before it by itself, and there is no launch between. Where a segment begins follows from its
+sequence alone.
 
 Columns of a state do not touch each other, so a program has BV of them, for all chunks.
 Symbols as in `archkey.kernels.kda_chunk_body`, which makes what is read here.
@@ -51,6 +53,19 @@ def _chunk_tile(x, place, rows, columns, SIZE: tl.constexpr, WIDTH: tl.constexpr
 
 
 @triton.jit
+def _met(rows, state, total, CODE: tl.constexpr, INTERPRETED: tl.constexpr):
+    """total + rows @ state. A narrow state's rounding has few terms to average out in: what it
+
+    loses is added.
+    """
+    kept = state.to(CODE)
+    if state.shape[0] <= 64:
+        lost = (state - kept.to(tl.float32)).to(CODE)
+        total = product(rows, lost, total, INTERPRETED)
+    return product(rows, kept, total, INTERPRETED)
+
+
+@triton.jit
 def _advance(
     state,
     values,
@@ -67,7 +82,7 @@ def _advance(
 ):
     """(state after a chunk, delta); `values` [C, BV] is the chunk's u, state [KP, BV] float32."""
     keys = _chunk_tile(w, place, i, d, C * KP, KP)
-    taken = product(keys, state.to(CODE), tl.zeros_like(values), INTERPRETED)
+    taken = _met(keys, state, tl.zeros_like(values), CODE, INTERPRETED)
     delta = (values - taken).to(CODE)
     keys = _chunk_tile(kg, place, i, d, C * KP, KP)
     kept = state * tl.load(decay + place * KP + d)[:, None]
@@ -225,7 +240,7 @@ def kda_walk_body(
     kg,
     within,
     decay,
-    maps,  # see `kda_join_body`; None: every sequence is one segment
+    maps,  # see `kda_maps_body`; None: every sequence is one segment
     initial_state,  # [N, HV, K, V], a pool, or None
     state_indices,  # [N], or None
     cu_seqlens,  # [N + 1], or None
@@ -263,6 +278,7 @@ def kda_walk_body(
     STATE_UNIT: tl.constexpr,
     FINAL_UNIT: tl.constexpr,
     V_FIRST: tl.constexpr,
+    JOINED: tl.constexpr,  # maps are put together by `kda_join_body`, or else here
     CODE: tl.constexpr,
     STAGES: tl.constexpr,
     INTERPRETED: tl.constexpr,
@@ -286,8 +302,22 @@ def kda_walk_body(
     head64 = head.to(tl.int64)
     state = tl.zeros([KP, BV], tl.float32)
     if maps is not None:
-        entry = maps + (slot.to(tl.int64) * HV + head) * (KP * (VP + KP))
-        state = tl.load(entry + d[:, None] * (VP + KP) + column[None, :])
+        own = d[:, None] * (VP + KP)
+        size: tl.constexpr = HV * (KP * (VP + KP))
+        entry = maps + head64 * (KP * (VP + KP)) + own
+        if JOINED:
+            state = tl.load(entry + slot.to(tl.int64) * size + column[None, :])
+        else:
+            # From the first segment's state, or what it made of that, through the maps between.
+            entry += (slot - segment + tl.minimum(segment, 1)).to(tl.int64) * size
+            state = tl.load(entry + column[None, :])
+            for _ in tl.range(1, segment, num_stages=1):
+                entry += size
+                transfer, offset = (
+                    tl.load(entry + VP + d[None, :]),
+                    tl.load(entry + column[None, :]),
+                )
+                state = tl.dot(transfer, state, offset, input_precision="tf32")
     elif initial_state is not None:
         tile = _state_tile(
             initial_state, source, head, d, column, state_stride, state_head, state_row, STATE_UNIT,
@@ -323,7 +353,7 @@ def kda_walk_body(
             if number + step == noted:
                 tl.store(track_tile, state, inside)
         queries = _chunk_tile(qg, place, i, d, C * KP, KP)
-        o = product(queries, state.to(CODE), tl.zeros([C, BV], tl.float32), INTERPRETED)
+        o = _met(queries, state, tl.zeros([C, BV], tl.float32), CODE, INTERPRETED)
         values = _chunk_tile(u, place, i, column, C * VP, VP).to(tl.float32)
         weights = _chunk_tile(within, place, i, i, C * C, C)
         state, delta = _advance(state, values, w, kg, decay, place, i, d, C, KP, CODE, INTERPRETED)

@@ -83,12 +83,16 @@ def _checkpoints(lengths: list[int], heads: int) -> Inputs:
 
 
 def _plain(length: int, heads: tuple[int, int], dim: int, gate: float) -> Inputs:
-    """Activations done outside, GVA, gates down to `gate` nats a token."""
+    """Activations done outside, GVA, gates down to `gate` nats a token.
+
+    A query lies near its key, as in `values.projections`, and for the same reason.
+    """
 
     def inputs(make: Maker) -> Mapping[str, Any]:
         k = make.randn(2, length, heads[0], dim, dtype=torch.float32)
+        q = make.randn(2, length, heads[0], dim, dtype=torch.float32) / 2 + k
         return {
-            "q": make.randn(2, length, heads[0], dim),
+            "q": q.to(torch.bfloat16),
             "k": torch.nn.functional.normalize(k, dim=-1).to(torch.bfloat16),
             "v": make.randn(2, length, heads[1], dim),
             "g": gate * make.rand(2, length, heads[1], dim),
