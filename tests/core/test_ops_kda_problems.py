@@ -66,10 +66,24 @@ def test_chunk_problem_and_launch() -> None:
     named = session.named()
     assert named["chunk_indices"] is None and named["scale"] == 0.25 and named["h"] is None
     chunk_kda.__wrapped__(session, **tokens(), cu_seqlens=CU, chunk_size=32)
+    assert session.named()["chunk_indices"] is None  # only the chunks of h have to be numbered
+    assert session.problem.small_grid
+    options = {"cu_seqlens": CU, "chunk_size": 32, "return_intermediate_states": True}
+    chunk_kda.__wrapped__(session, **tokens(), **options)
     named = session.named()
     assert named["chunk_indices"].tolist() == [[0, 0], [2, 0], [2, 1]]
     assert named["chunk_offsets"].tolist() == [0, 1, 1, 3]
     assert session.problem.chunk_size == 32
+
+
+def test_chunks_are_counted_by_sequence() -> None:
+    """Of packed sequences the list counts, not the tokens: 129 of one token are 129 chunks."""
+    session = Recorder()
+    cu_seqlens = torch.arange(130, dtype=torch.int32)
+    chunk_kda.__wrapped__(session, **tokens(1, 129), cu_seqlens=cu_seqlens)
+    assert not session.problem.small_grid
+    chunk_kda.__wrapped__(session, **tokens(1, 129), cu_seqlens=cu_seqlens[[0, -1]].contiguous())
+    assert session.problem.small_grid
 
 
 def test_slots_reach_the_kernel_as_given() -> None:

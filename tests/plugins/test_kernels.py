@@ -44,5 +44,7 @@ def test_a_row_fits_the_machine_and_says_where_it_comes_from(target: str) -> Non
     for row in [row for table in tables for row in table.rows]:
         # A block has at most 1024 threads on either vendor's hardware.
         for program in getattr(row.values, "tiles", (row.values,)):
-            assert program.num_warps * session.capabilities.warp_size <= 1024, row
+            fields = program._asdict() if hasattr(program, "_asdict") else vars(program)
+            warps = max(value for name, value in fields.items() if name.endswith("warps"))
+            assert warps * session.capabilities.warp_size <= 1024, row
         assert "triton" in str(row.measured) or str(row.measured).startswith("not measured: ")

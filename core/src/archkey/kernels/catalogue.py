@@ -202,6 +202,7 @@ def chunk_kda_kernels(tuning: Table) -> tuple[Kernel, ...]:
             requires=(TRITON,),
             tuning=tuning,
             summary="shared Triton bodies: chunks alone, then states walked in segments",
+            space=spaces.KDA_CHUNK,
         ),
     )
 

@@ -11,6 +11,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_tunings import AttentionTile, AttentionTuning
+from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
 from archkey.kernels.kda_decode_tunings import KdaDecodeTuning
 from archkey.kernels.kda_gate_tunings import KdaGateTuning
 from archkey.kernels.linear_tunings import LinearTile, Mxfp4LinearTuning
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTENTION",
+    "KDA_CHUNK",
     "KDA_DECODE",
     "KDA_GATE",
     "MLA_DECODE",
@@ -224,6 +226,27 @@ def _kda_decode(values: KdaDecodeTuning, capabilities: Capabilities) -> bool:
     """8 to 128 elements of a state of 128 rows a thread: a 16-byte load or two at least."""
     threads = values.num_warps * (capabilities.warp_size or 32)
     return 8 <= values.columns * 128 / threads <= 128
+
+
+def _kda_chunk(values: KdaChunkTuning, capabilities: Capabilities) -> bool:
+    """Fewer columns where there are few programs; a state in at most 128 registers a thread.
+
+    Of K up to 128; what does not fit beside it, the compiled program shows.
+    """
+    threads = values.walk_warps * (capabilities.warp_size or 32)
+    return values.few <= values.columns and values.columns <= threads <= _THREADS
+
+
+KDA_CHUNK = Space(
+    {
+        "columns": (16, 32, 64),
+        "few": (16, 32),
+        "walk_warps": (4, 8),
+        "stages": (1, 2, 3),
+        "segment": (8, 16),
+    },
+    _kda_chunk,
+)
 
 
 KDA_DECODE = Space({"columns": (4, 8, 16, 32, 64), "num_warps": (1, 2, 4, 8)}, _kda_decode)
