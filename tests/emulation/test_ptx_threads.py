@@ -132,16 +132,14 @@ def test_zeros_have_an_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["lt", "le", "gt", "ge", "eq", "ne", "neu", "ltu", "num", "nan"])
-def test_comparisons_of_floats(name: str) -> None:
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_comparisons_of_floats(name: str, dtype: str) -> None:
     """Those with a u are true with a NaN, the others false."""
-    a, b = _floats(1), _floats(2)
-    found = apply(
-        f"setp.{name}.f32 D, A, B;",
-        "b32 b32",
-        a.numpy().view("u4"),
-        b.numpy().view("u4"),
-        result="pred",
-    )
+    kind = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[dtype]
+    a, b = _floats(1).to(kind), _floats(2).to(kind)
+    integer, bits = (torch.int32, 32) if dtype == "f32" else (torch.int16, 16)
+    words = [x.view(integer).numpy().view(f"u{bits // 8}") for x in (a, b)]
+    found = apply(f"setp.{name}.{dtype} D, A, B;", f"b{bits} b{bits}", *words, result="pred")
     nan = a.isnan() | b.isnan()
     plain = {
         "lt": a < b,

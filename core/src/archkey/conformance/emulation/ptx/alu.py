@@ -158,18 +158,16 @@ def _comparisons() -> dict[str, Alu]:
         for name, sign in unsigned.items():
             rows[f"setp.{name}.u{bits}"] = Alu("pred", (f"u{n}",) * 2, f"{{0}} {sign} {{1}}")
     opposite = {"eq": "!=", "lt": ">=", "le": ">", "gt": "<=", "ge": "<"}
-    for kind in ("f4", "f8"):
-        for name, sign in signs.items():
-            text = f"{{0}} {sign} {{1}}"
-            if name == "ne":  # an ordered comparison: false with a NaN
-                text = "({0} < {1}) | ({0} > {1})"
-            rows[f"setp.{name}.f{kind[1]}"] = Alu("pred", (kind,) * 2, text)
-        for name, sign in opposite.items():
-            rows[f"setp.{name}u.f{kind[1]}"] = Alu("pred", (kind,) * 2, f"~({{0}} {sign} {{1}})")
-        rows[f"setp.neu.f{kind[1]}"] = Alu("pred", (kind,) * 2, "{0} != {1}")
-        rows[f"setp.nan.f{kind[1]}"] = Alu("pred", (kind,) * 2, "np.isnan({0}) | np.isnan({1})")
-        rows[f"setp.num.f{kind[1]}"] = Alu("pred", (kind,) * 2, "~(np.isnan({0}) | np.isnan({1}))")
-    return {f"{k[:-1]}{8 * int(k[-1])}" if ".f" in k else k: row for k, row in rows.items()}
+    for type_, kind in (("f16", "f2"), ("f32", "f4"), ("f64", "f8"), ("bf16", "u2")):
+        a, b = (f"bf16_values({{{n}}})" if type_ == "bf16" else f"{{{n}}}" for n in (0, 1))
+        texts = {name: f"{a} {sign} {b}" for name, sign in signs.items()}
+        texts["ne"] = f"({a} < {b}) | ({a} > {b})"  # an ordered comparison: false with a NaN
+        texts |= {f"{name}u": f"~({a} {sign} {b})" for name, sign in opposite.items()}
+        texts |= {"neu": f"{a} != {b}", "nan": f"np.isnan({a}) | np.isnan({b})"}
+        texts["num"] = f"~(np.isnan({a}) | np.isnan({b}))"
+        for name, text in texts.items():
+            rows[f"setp.{name}.{type_}"] = Alu("pred", (kind,) * 2, text)
+    return rows
 
 
 def _selections() -> dict[str, Alu]:
