@@ -29,9 +29,13 @@ import triton
 import triton.language as tl
 
 from archkey.kernels.attention_parts import LOG2E, product
-from archkey.kernels.kda_parts import L2_EPS, LEAST, log_gate, part_of, step_size
+from archkey.kernels.kda_parts import L2_EPS, log_gate, part_of, step_size
 
-__all__ = ["kda_chunk_body"]
+__all__ = ["LEAST", "kda_chunk_body"]
+
+LEAST: tl.constexpr = tl.constexpr(-256.0)
+"""A gate in units of ln 2 that leaves nothing of any float32: smaller ones, -inf too, count as it,
+so that sums of gates stay short and their differences numbers."""
 
 
 @triton.jit

@@ -8,9 +8,6 @@ import triton.language as tl
 
 L2_EPS: tl.constexpr = tl.constexpr(1e-6)
 """As flash-linear-attention: `x / sqrt(sum x^2 + eps)`."""
-LEAST: tl.constexpr = tl.constexpr(-256.0)
-"""A gate in units of ln 2 that leaves nothing of any float32: smaller ones, -inf too, count as it,
-so that sums of gates stay short and their differences numbers."""
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mma_v2
 
 from archkey.kernels import kda_parts
-from archkey.kernels.kda_parts import LEAST
+from archkey.kernels.kda_chunk_body import LEAST
 
 __all__ = [
     "ALL",
