@@ -21,7 +21,7 @@ CODES = [np.arange(64, dtype=np.uint32) + 64 * n for n in range(4)]
 
 
 def test_the_targets_are_those_with_fp8() -> None:
-    assert {f"rocm_{name}" for name in FP8} == set(TARGETS)
+    assert {f"rocm_{name}" for name in FP8} == {name for name in TARGETS if "rocm" in name}
 
 
 def test_to_integers() -> None:

@@ -55,6 +55,7 @@ def test_a_reader_sees_what_differs_and_what_is_degraded() -> None:
     assert "kimi-linear-48b on cuda_sm90" in out
     assert "causal=False return_lse=True" in out
     assert "cuda_sm90:triton" in out
+    out = run("-m", "kimi-linear-48b", "--tp", "8", "-t", "cuda_sm89", "--list").stdout
     assert "cpu:torch (degraded: no kernel for this target)" in out
     assert out.rstrip().endswith("degraded; not prepared")
 

@@ -88,18 +88,22 @@ def test_a_bad_library_disables_its_kernels_and_the_next_run(tmp_path: Path) -> 
     merge, gate = rule["dependents"]
     assert (merge["operator"], merge["effect"]) == ("merge_attn_states", "changed")
     assert [other["kernel"] for other in merge["instead"]] == ["cuda_sm90:triton"]
-    assert [(o["kernel"], o["degraded"]) for o in gate["instead"]] == [("cpu:torch", True)]
+    assert [(o["kernel"], o["degraded"]) for o in gate["instead"]] == [("cuda_sm90:triton", False)]
     assert report["healthy"] is False
     (finding,) = report["findings"]
     assert finding == (
         "acme-runtime 2.3.0, needed is acme-runtime>=2.1,!=2.3.0; "
         "accuracy: 2.3.0 drops the last tile (acme/runtime#77); "
-        "cuda_sm90.acme:library of merge_attn_states -> cuda_sm90:triton; "
-        "cuda_sm90.acme:library of kda_gate -> cpu:torch*; "
+        "cuda_sm90.acme:library of merge_attn_states, kda_gate -> cuda_sm90:triton; "
         "install acme-runtime>=2.1,!=2.3.0"
     )
+    alone = {"ARCHKEY_DISABLE_PLUGINS": "cuda_sm90"}  # nothing but the reference is left then
+    rule = rule_of(venv.archkey("doctor cuda_sm90", code=1, **alone), "acme-runtime", "accuracy")
+    _, gate = rule["dependents"]
+    assert [(o["kernel"], o["degraded"]) for o in gate["instead"]] == [("cpu:torch", True)]
     for columns in ("80", "200"):
-        out = venv.run("-m", "archkey", "doctor", "cuda_sm90", code=1, COLUMNS=columns)
+        alone["COLUMNS"] = columns
+        out = venv.run("-m", "archkey", "doctor", "cuda_sm90", code=1, **alone)
         assert max(map(len, out.splitlines())) <= int(columns)
         row = " ".join(out.partition("rules, judged for cuda_sm90")[2].split())
         for said in ("violated", "acme-runtime 2.3.0", "2.3.0 drops", "cpu:torch*", "* degraded"):
@@ -129,15 +133,12 @@ def test_an_override_does_not_bring_a_bad_library_back(tmp_path: Path) -> None:
 
 
 def test_an_option_that_nobody_took_matters_where_nothing_else_is_left(tmp_path: Path) -> None:
-    """Of Acme's two kernels one gives way to ours, the other to the torch reference."""
+    """Acme's kernels give way to ours, and where these are disabled to the torch reference."""
     venv = environment(tmp_path, "")
-    report = venv.archkey("doctor cuda_sm90", code=1)
+    report = venv.archkey("doctor cuda_sm90", code=1, ARCHKEY_DISABLE_PLUGINS="cuda_sm90")
     rule = rule_of(report, "acme-runtime", "accuracy")
     assert (rule["state"], rule["found"]) == ("not installed", "acme-runtime not installed")
     assert "drops" not in report["findings"][0], "what is not there is not a bad version"
-    plugin = venv.site / "acme_plugin.py"
-    lines = plugin.read_text().splitlines(keepends=True)
-    plugin.write_text("".join(line for line in lines if "kda_gate" not in line))
     report = venv.archkey("doctor cuda_sm90")
     rule = rule_of(report, "acme-runtime", "accuracy")
     assert (rule["state"], rule["matters"], report["healthy"]) == ("not installed", False, True)

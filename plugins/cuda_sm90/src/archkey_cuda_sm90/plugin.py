@@ -30,6 +30,7 @@ from archkey.kernels.kda_gate_tunings import KdaGateTuning
 from archkey.kernels.linear_tunings import Mxfp4LinearTuning
 from archkey.kernels.mla_decode_tunings import MlaDecodeTuning
 from archkey.kernels.mla_prefill_tunings import MlaPrefillTuning
+from archkey.kernels.spaces import KDA_CHUNK
 from archkey.kernels.sparse_mla_tunings import SparseMlaTuning
 from archkey.kernels.tunings import RmsNormTuning
 from archkey.requirements import Requirement
@@ -108,6 +109,7 @@ _KDA_WARPS = archkey.Kernel(
     needs=(is_("wgmma", True, "a warp group multiplies from shared memory"),),
     requires=_WARP_GROUPS.requires,
     tuning=_TUNING["chunk_kda_mma"],
+    space=KDA_CHUNK,
     summary="Gluon body prepares chunks in registers; states are walked by the shared body",
 )
 

@@ -5,7 +5,7 @@ Needs flash-linear-attention 0.6.0 with transformers. Where it is carried to the
 
     python tests/device/carry_peers.py OUT_DIR --only fla
     export TRITON_INTERPRET=0
-    tests/device/run.sh OUT_DIR python -m pytest -m gpu tests/device/test_fla_layers.py
+    tests/device/run.sh OUT_DIR python -m pytest -m gpu tests/device/test_fla_layers_card.py
 """
 
 from __future__ import annotations
