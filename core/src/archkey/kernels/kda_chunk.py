@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from archkey.kernels.attention_programs import unit_of
+from archkey.kernels.kda_arguments import state_steps
 from archkey.kernels.kda_chunk_programs import (
     chunk_program,
     columns_of,
@@ -57,10 +58,13 @@ def run_of(
         if tuning.join:
             join_segments = build.compile(join_program(problem, tuning))
         walk_segments = build.compile(walk_program(problem, tuning, columns, segmented=True))
-    walks = {}
-    if not (problem.batch_invariant and tuning.segment):
-        for n in sorted({columns, few}, reverse=True):
-            walks[n] = build.compile(walk_program(problem, tuning, n, segmented=False))
+    # Segments of a batch-invariant call follow from a sequence's own length, columns from nothing.
+    widths = {columns} if problem.batch_invariant else {columns, few}
+    walks = {
+        n: build.compile(walk_program(problem, tuning, n, segmented=False))
+        for n in sorted(widths, reverse=True)
+        if not (problem.batch_invariant and tuning.segment)
+    }
     slots = (build.device.compute_units or _UNITS) * tuning.resident
     unit, g_unit = (
         unit_of(problem.dtype, problem.aligned),
@@ -73,7 +77,9 @@ def run_of(
         """(columns to walk with, chunks of a segment or 0 if sequences are not cut)."""
         if not walks:
             return columns, tuning.segment
-        if problem.batch_invariant or not tuning.segment:
+        if problem.batch_invariant:
+            return columns, 0
+        if not tuning.segment:
             return columns if heads * sequences * (v_pad // columns) > slots else few, 0
         for n in walks:
             if 2 * heads * sequences * (v_pad // n) > slots:
@@ -146,7 +152,7 @@ def run_of(
         wide, length = plan(sequences, tokens)
         maps = None
         segments = sequences
-        starts = _steps(initial_state, state_unit)
+        starts = state_steps(initial_state, state_unit)
         if length:
             if cu_seqlens is None:
                 segments *= max(-(-tokens // (length * chunk)), 1)
@@ -169,12 +175,8 @@ def run_of(
             state_indices, cu_seqlens, chunk_offsets, track_chunk_idx, out, final_state, h, tracked,
             sequences, tokens, length, index_stride,
             *(step // out_unit for step in out.stride()[:3]), *starts,
-            *_steps(final_state, final_unit), 0 if h is None else h.shape[1], *_steps(tracked, 1),
+            *state_steps(final_state, final_unit), 0 if h is None else h.shape[1],
+            *state_steps(tracked, 1),
         )  # fmt: skip
 
     return run
-
-
-def _steps(state: torch.Tensor | None, unit: int) -> tuple[int, ...]:
-    """Strides of a state, a head and a row, in units."""
-    return (0, 0, 0) if state is None else tuple(step // unit for step in state.stride()[:3])

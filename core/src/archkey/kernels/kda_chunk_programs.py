@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_programs import unit_of
+from archkey.kernels.kda_arguments import POINTERS
 from archkey.kernels.kda_chunk_body import kda_chunk_body
 from archkey.kernels.kda_chunk_tunings import KdaChunkTuning
 from archkey.kernels.kda_state_body import kda_join_body, kda_maps_body, kda_walk_body
-from archkey.kernels.rmsnorm import POINTERS
 from archkey.launch import Program, interpreting
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ __all__ = [
 
 _WHOLE = 64
 """K from which on maps are multiplied in quarters."""
-_INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
 
 
 def sizes_of(problem: ChunkKdaProblem) -> tuple[int, int]:
@@ -50,10 +49,6 @@ def state_units(problem: ChunkKdaProblem) -> tuple[int, int]:
         for name in (problem.state_dtype, problem.final_dtype)
     )
     return first, last
-
-
-def _pointer(dtype: str) -> str | None:
-    return None if dtype == "none" else POINTERS[dtype]
 
 
 def _code(problem: ChunkKdaProblem) -> str:
@@ -99,10 +94,10 @@ def chunk_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
             **dict.fromkeys(("q", "k", "v"), POINTERS[problem.dtype]),
             "g": POINTERS[problem.g_dtype],
             "beta": POINTERS[problem.beta_dtype],
-            "A_log": _pointer(problem.A_log),
-            "dt_bias": _pointer(problem.dt_bias),
-            "state_indices": _INTEGERS[problem.state_indices],
-            "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+            "A_log": POINTERS[problem.A_log],
+            "dt_bias": POINTERS[problem.dt_bias],
+            "state_indices": POINTERS[problem.state_indices],
+            "cu_seqlens": POINTERS[problem.cu_seqlens],
             **_own(problem, "w", "u", "qg", "kg", "within", "decay"),
             "out": POINTERS[problem.out_dtype],
             **dict.fromkeys(("sequences", "tokens"), "i32"),
@@ -153,9 +148,9 @@ def maps_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
         kda_maps_body,
         signature={
             **_own(problem, "w", "u", "kg", "decay"),
-            "initial_state": _pointer(problem.state_dtype),
-            "state_indices": _INTEGERS[problem.state_indices],
-            "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+            "initial_state": POINTERS[problem.state_dtype],
+            "state_indices": POINTERS[problem.state_indices],
+            "cu_seqlens": POINTERS[problem.cu_seqlens],
             "maps": "*fp32",
             **dict.fromkeys(("sequences", "tokens", "chunks"), "i32"),
             **_strides("index_stride", "state_stride", "state_head", "state_row"),
@@ -182,8 +177,8 @@ def join_program(problem: ChunkKdaProblem, tuning: KdaChunkTuning) -> Program:
         kda_join_body,
         signature={
             "maps": "*fp32",
-            "state_indices": _INTEGERS[problem.state_indices],
-            "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+            "state_indices": POINTERS[problem.state_indices],
+            "cu_seqlens": POINTERS[problem.cu_seqlens],
             **dict.fromkeys(("tokens", "chunks"), "i32"),
             **_strides("index_stride"),
         },
@@ -209,7 +204,7 @@ def walk_program(
     state_unit, final_unit = state_units(problem)
     states = {
         "out": POINTERS[problem.out_dtype],
-        "final_state": _pointer(problem.final_dtype),
+        "final_state": POINTERS[problem.final_dtype],
         "h": POINTERS[problem.dtype] if problem.intermediate else None,
         "track_state": "*fp32" if problem.track else None,
     }
@@ -220,9 +215,9 @@ def walk_program(
         signature={
             **_own(problem, *_WORKSPACES),
             "maps": "*fp32" if segmented else None,
-            "initial_state": _pointer(problem.state_dtype),
-            "state_indices": _INTEGERS[problem.state_indices],
-            "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+            "initial_state": POINTERS[problem.state_dtype],
+            "state_indices": POINTERS[problem.state_indices],
+            "cu_seqlens": POINTERS[problem.cu_seqlens],
             "chunk_offsets": "*i32" if chunked else None,
             "track_chunk_idx": "*i32" if problem.track else None,
             **states,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_programs import unit_of
+from archkey.kernels.kda_arguments import POINTERS, state_steps
 from archkey.kernels.kda_decode_body import kda_decode_body
 from archkey.kernels.kda_decode_tunings import KdaDecodeTuning
-from archkey.kernels.rmsnorm import POINTERS
 from archkey.launch import Build, Program
 from archkey.ops._kda_contract import FusedRecurrentKdaProblem
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_fused_recurrent_kda", "build_kda_packed_decode"]
 
-_INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
 _TOKENS = ("q", "k", "v", "g", "beta", "out")
 
 
@@ -71,7 +70,7 @@ def build_fused_recurrent_kda(problem: FusedRecurrentKdaProblem, build: Build) -
             *(step // unit for x in (q, k, v) for step in x.stride()[:3]),
             *(step // g_unit for step in g.stride()[:3]), *beta.stride()[:3],
             *(step // out_unit for step in out.stride()[:3]),
-            *_steps(initial_state, state_unit), *_steps(final_state, final_unit),
+            *state_steps(initial_state, state_unit), *state_steps(final_state, final_unit),
         )  # fmt: skip
 
     return run
@@ -105,7 +104,7 @@ def build_kda_packed_decode(problem: KdaPackedDecodeProblem, build: Build) -> Ru
         sequences = out.shape[0]
         row = mixed_qkv.stride(0) // unit
         b_row, b_head = b.stride()
-        steps = _steps(pool, state_unit)
+        steps = state_steps(pool, state_unit)
         launch(
             (sequences * programs, 1, 1), mixed_qkv, mixed_qkv, mixed_qkv, a, b, A_log, dt_bias,
             pool, ssm_state_indices, None, None, out, pool, sequences, 1, scale, lower_bound or 0.0,
@@ -168,16 +167,10 @@ def _units(problem: FusedRecurrentKdaProblem) -> tuple[int, ...]:
     return tuple(unit_of(name, problem.aligned) for name in (*dtypes, *states))
 
 
-def _steps(state: torch.Tensor | None, unit: int) -> tuple[int, ...]:
-    """Strides of a state, a head and a row, in units."""
-    return (0, 0, 0) if state is None else tuple(step // unit for step in state.stride()[:3])
-
-
 def _program(
     problem: FusedRecurrentKdaProblem, tuning: KdaDecodeTuning, k_from: int = 0, v_from: int = 0
 ) -> Program:
     """The body for `problem`; *_from as in the body."""
-    pointers: dict[str, str | None] = {**POINTERS, "none": None}
     unit, g_unit, out_unit, state_unit, final_unit = _units(problem)
     strides = [f"{x}_{of}" for x in _TOKENS for of in ("batch", "stride", "head")]
     strides += [f"{x}_{of}" for x in ("state", "final") for of in ("stride", "head", "row")]
@@ -187,14 +180,14 @@ def _program(
         **dict.fromkeys(("q", "k", "v"), POINTERS[problem.dtype]),
         "g": POINTERS[problem.g_dtype],
         "beta": POINTERS[problem.beta_dtype],
-        "A_log": pointers[problem.A_log],
-        "dt_bias": pointers[problem.dt_bias],
-        "initial_state": pointers[problem.state_dtype],
-        "state_indices": _INTEGERS[problem.state_indices],
-        "accepted": _INTEGERS[problem.accepted],
-        "cu_seqlens": _INTEGERS[problem.cu_seqlens],
+        "A_log": POINTERS[problem.A_log],
+        "dt_bias": POINTERS[problem.dt_bias],
+        "initial_state": POINTERS[problem.state_dtype],
+        "state_indices": POINTERS[problem.state_indices],
+        "accepted": POINTERS[problem.accepted],
+        "cu_seqlens": POINTERS[problem.cu_seqlens],
         "out": POINTERS[problem.out_dtype],
-        "final_state": pointers[problem.final_dtype],
+        "final_state": POINTERS[problem.final_dtype],
         **dict.fromkeys(("sequences", "tokens"), "i32"),
         **dict.fromkeys(("scale", "lower_bound"), "fp32"),
         **dict.fromkeys(("index_stride", *strides), "i64"),

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from archkey.kernels.attention_programs import unit_of
+from archkey.kernels.kda_arguments import POINTERS
 from archkey.kernels.kda_gate_body import kda_gate_body
 from archkey.kernels.kda_gate_tunings import KdaGateTuning
-from archkey.kernels.rmsnorm import POINTERS
 from archkey.launch import Build, Program
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from archkey.ops.kda_gate import KdaGateChunkCumsumProblem, KdaGateProblem
 
 __all__ = ["build_kda_gate", "build_kda_gate_chunk_cumsum"]
-
-_INTEGERS = {"int32": "*i32", "int64": "*i64", "none": None}
 
 
 def build_kda_gate(problem: KdaGateProblem, build: Build) -> Run:
@@ -138,14 +136,13 @@ def _program(
     log2: bool = False,
 ) -> Program:
     """The body for `problem`; tokens: of a program."""
-    pointers: dict[str, str | None] = {**POINTERS, "none": None}
     unit, out_unit = _units(problem)
     strides = [f"{x}_{of}" for x in ("g", "out") for of in ("batch", "stride", "head")]
     signature: dict[str, Any] = {
         "g": POINTERS[problem.dtype],
-        "A_log": pointers[problem.A_log],
-        "dt_bias": pointers[problem.dt_bias],
-        "cu_seqlens": _INTEGERS[cu_seqlens],
+        "A_log": POINTERS[problem.A_log],
+        "dt_bias": POINTERS[problem.dt_bias],
+        "cu_seqlens": POINTERS[cu_seqlens],
         "out": POINTERS[problem.out_dtype],
         **dict.fromkeys(("sequences", "tokens"), "i32"),
         "lower_bound": "fp32",
