@@ -157,6 +157,26 @@ def test_the_cards_worker_compiles_nothing_any_more(bench: Bench) -> None:
     assert bench.compiled() == before
 
 
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_workers_share_a_card_as_many_as_are_asked_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, sharing: int
+) -> None:
+    started: list[pool.Worker] = []
+
+    class Counted(pool.Worker):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(pool, "Worker", Counted)
+    bench.install("build")
+    items = [item for item in bench.items() if item.case != RANDOM]
+    outcomes = list(pool.answers(TARGET, Level.DEVICE, items, terms()._replace(sharing=sharing)))
+    assert {row.item for row in outcomes} == set(items)
+    assert {row.outcome for row in outcomes} == {"passed"}, outcomes
+    assert len(started) == sharing
+
+
 def test_a_problem_is_built_once(bench: Bench) -> None:
     """By the worker that comes to it first."""
     bench.install("build")

@@ -36,7 +36,9 @@ __all__ = ["command"]
 @click.option("--full", is_flag=True, help="On the CPU the sizes of real models too: slow.")
 @click.option("--examples", default=20, show_default=True, help="Random problems a kernel.")
 @click.option("--seed", default=0, show_default=True, help="Of all random numbers.")
-@click.option("--jobs", "-j", type=int, help="Processes at a time; default: one a core.")
+@click.option(
+    "--jobs", "-j", type=int, help="Processes at a time; default: one a core, one alone on a card."
+)
 @click.option("--timeout", default=600.0, show_default=True, help="Seconds a case; 0 is no limit.")
 @click.option(
     "--output",
@@ -81,7 +83,8 @@ def command(
     for operator in operators:
         if operator not in subject.session.operators:
             raise UnknownName("operator", operator, subject.session.operators)
-    terms = Terms(jobs or os.cpu_count() or 1, timeout, examples, seed)
+    # Most of a case's time on a card is its reference on the CPU; but memory is everyone's.
+    terms = Terms(jobs or os.cpu_count() or 1, timeout, examples, seed, sharing=jobs or 1)
     asked = {level: exam.questions(subject, level, operators, full) for level in wanted}
     path = output or evidence.own_path(subject.name)
     record.read(path)  # one that cannot be understood is said before the work, not after

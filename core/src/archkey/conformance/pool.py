@@ -26,20 +26,21 @@ class Terms(NamedTuple):
     timeout   seconds for one question; 0 is no limit
     examples  random problems a kernel
     seed      of all numbers
+    sharing   worker processes at a time where they share a card
     """
 
     jobs: int
     timeout: float
     examples: int
     seed: int
+    sharing: int = 1
 
 
 def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Outcome]:
     """Outcomes of `items`, all of one level, in the order in which they are known."""
-    on_card = _on_card(target, level)
     start = partial(Worker, target, level, terms)
-    if on_card:
-        return ask_all(items, start, 1, _may_be_stuck)
+    if _on_card(target, level):
+        return ask_all(items, start, terms.sharing, _may_be_stuck)
     return ask_all(items, start, terms.jobs)
 
 
