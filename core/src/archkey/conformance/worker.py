@@ -77,6 +77,8 @@ def main() -> None:
         torch.set_num_threads(1)  # the pool has a worker a core
         session = open_for(given.target, given.level, ahead=given.ahead is not None)
         options = Options(given.examples, given.seed)
+        runtime = getattr(torch, session.device.torch_kind, None)
+        free = getattr(runtime, "empty_cache", lambda: None)  # others may share the card
 
         def answer(question: dict[str, Any], say: Say) -> None:
             def begin(name: str) -> None:
@@ -87,6 +89,7 @@ def main() -> None:
                 outcome = build(session, item, options, given.ahead, begin)
             else:
                 outcome = examine(session, item, options, begin)
+                free()
             say(outcome=outcome.to_json())
 
         return answer
