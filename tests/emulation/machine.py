@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from archkey.conformance.emulation.group import Group
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.program import families
 from archkey.conformance.emulation.text import Instruction
-from archkey.conformance.emulation.wave import ALL, LANES, Array, Group, Wave
+from archkey.conformance.emulation.wave import ALL, LANES, Array, Wave
 
 LANE = np.arange(LANES)
 EDGES = np.array(

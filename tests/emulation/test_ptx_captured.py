@@ -11,7 +11,8 @@ import torch
 from tests.emulation.ptx_machine import text
 
 from archkey.conformance.emulation import captured
-from archkey.conformance.emulation.ptx.launcher import counting, launcher
+from archkey.conformance.emulation.counters import counting
+from archkey.conformance.emulation.ptx.launcher import launcher
 
 TWICE = (
     *("add.s64 %rd10, %rd0, %rd9;", "add.s64 %rd11, %rd1, %rd9;"),

@@ -72,16 +72,16 @@ _ATOMICS = {
 
 def _execute(w: Wave, atomic: Atomic, addresses: Array, data: Array, live: Array) -> Array:
     """Apply to memory, lane after lane where `live`; what was there before: [words, lanes]."""
-    memory, words = w.group.memory, atomic.words
+    group, words = w.group, atomic.words
     found = np.zeros((words, len(addresses)), np.uint32)
     for lane in np.flatnonzero(live):
         at, given = addresses[lane : lane + 1], np.ascontiguousarray(data[:, lane])
-        before = np.ascontiguousarray(memory.load(at, 4, words)[:, 0])
+        before = np.ascontiguousarray(group.load(at, 4, words)[:, 0])
         found[:, lane] = before
         if atomic.compares and (given[words:] != before).any():
             continue
         after = atomic.apply(before.view(atomic.kind), given[:words].view(atomic.kind))
-        memory.store(at, after.view(np.uint32)[:, None])
+        group.store(at, after.view(np.uint32)[:, None])
     return found
 
 

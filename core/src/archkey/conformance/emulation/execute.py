@@ -7,17 +7,19 @@ time, so that a program which relies on an order has a chance to fail.
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from archkey.conformance.emulation.classes import class_of, flops_of
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.group import Group
+from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.program import Code
-from archkey.conformance.emulation.wave import LANES, Group, Wave
+from archkey.conformance.emulation.wave import LANES, Wave
 
 __all__ = ["Resources", "execute"]
 
@@ -26,12 +28,12 @@ __all__ = ["Resources", "execute"]
 class Resources:
     """What a launch gives each workgroup.
 
-    kernarg    address of the arguments
+    arguments  the kernarg segment
     waves      64 lanes each
     lds_bytes  LDS that the launch asks for, with what the program itself fixes
     """
 
-    kernarg: int
+    arguments: Room
     waves: int
     lds_bytes: int
 
@@ -58,50 +60,56 @@ _USER_SGPRS = (
 """Registers before and with the kernarg pointer, in the order in which hardware fills them."""
 
 
-def execute(
-    code: Code,
-    grid: tuple[int, int, int],
-    memory: Memory,
-    resources: Resources,
-    seed: int = 0,
-) -> int:
-    """Run every workgroup; the number of wave-instructions. seed: of the order of waves"""
+class _Run:
+    """One launch, or a part of it: what every workgroup needs.
+
+    times  how often each instruction was executed
+    """
+
+    def __init__(self, code: Code, memory: Memory, resources: Resources) -> None:
+        self.code, self.memory, self.resources = code, memory, resources
+        self.counters = Counters(lds_loaded=0, lds_stored=0)
+        self.times = [0] * len(code.steps)
+
+    def counted(self) -> Counters:
+        """All that was done."""
+        for instruction, times in zip(self.code.assembly.instructions, self.times, strict=True):
+            if times:
+                self.counters.instructions[class_of(instruction)] += times
+                self.counters.flops += flops_of(instruction.name) * times
+        return self.counters
+
+
+def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed: int = 0) -> None:
+    """Run every workgroup. seed: of the order of waves"""
     directives = code.assembly.directives
     for name, value in _SUPPORTED.items():
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
-    order, count = random.Random(seed), 0
+    found, run = places(grid), _Run(code, memory, resources)
     with np.errstate(all="ignore"):
-        for z, y, x in itertools.product(*(range(n) for n in reversed(grid))):
-            count += _workgroup(code, (x, y, z), memory, resources, order)
-    return count
+        for place in found.chosen:
+            _workgroup(run, place, random.Random(f"{seed} {place}"))
+    found.done(run.counted())
 
 
-def _workgroup(
-    code: Code,
-    place: tuple[int, int, int],
-    memory: Memory,
-    resources: Resources,
-    order: random.Random,
-) -> int:
-    directives = code.assembly.directives
-    group = Group(memory, resources.lds_bytes, directives["private_segment_fixed_size"])
-    waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
-    count = 0
+def _workgroup(run: _Run, place: Place, order: random.Random) -> None:
+    resources, directives = run.resources, run.code.assembly.directives
+    scratch_bytes = directives["private_segment_fixed_size"]
+    group = Group(run.memory, resources.lds_bytes, scratch_bytes, run.counters, resources.arguments)
+    waves = [_wave(run.code, group, place, n, resources) for n in range(resources.waves)]
     while True:
         for wave in order.sample(waves, len(waves)):
-            count += _run(code, wave)
+            _run(run.code, wave, run.times)
         states = {wave.state for wave in waves}
         if states == {"ended"}:
-            return count
-        _check_barrier(code, waves)
+            return
+        _check_barrier(run.code, waves)
         for wave in waves:
             wave.state = "running"
 
 
-def _wave(
-    code: Code, group: Group, place: tuple[int, int, int], number: int, resources: Resources
-) -> Wave:
+def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:
     """A wave as the hardware starts it."""
     directives = code.assembly.directives
     total, first = directives["next_free_vgpr"], directives["accum_offset"]
@@ -111,7 +119,7 @@ def _wave(
     for name, size in _USER_SGPRS:
         if directives.get(f"user_sgpr_{name}"):
             if name == "kernarg_segment_ptr":
-                wave.set64(at, resources.kernarg)
+                wave.set64(at, resources.arguments.start)
             at += size
     # Arguments that could be preloaded need not be: the plain entry loads them itself.
     at = directives["user_sgpr_count"]
@@ -123,19 +131,18 @@ def _wave(
     return wave
 
 
-def _run(code: Code, wave: Wave) -> int:
-    """Run up to a barrier or the end; the number of instructions."""
-    steps, count = code.steps, 0
+def _run(code: Code, wave: Wave, times: list[int]) -> None:
+    """Run up to a barrier or the end; counts in `times`."""
+    steps = code.steps
     try:
         while wave.state == "running":
             pc = wave.pc
             wave.pc = pc + 1
+            times[pc] += 1
             steps[pc](wave)
-            count += 1
     except (Fault, UnknownInstruction) as error:
         where = code.assembly.instructions[wave.pc - 1]
         raise type(error)(f"{error}, at {where} of {code.assembly.name}") from error
-    return count
 
 
 def _check_barrier(code: Code, waves: Sequence[Wave]) -> None:

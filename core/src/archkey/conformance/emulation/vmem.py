@@ -44,7 +44,7 @@ def _global_load(shape: Shape) -> Builder:
         def step(w: Wave) -> None:
             if w.exec:
                 at = address(w)[w.mask]
-                scatter(w, row, shape, w.group.memory.load(at, shape.size, shape.count))
+                scatter(w, row, shape, w.group.load(at, shape.size, shape.count))
 
         return step
 
@@ -58,7 +58,7 @@ def _global_store(shape: Shape) -> Builder:
 
         def step(w: Wave) -> None:
             if w.exec:
-                w.group.memory.store(address(w)[w.mask], gathered(w, row, shape))
+                w.group.store(address(w)[w.mask], gathered(w, row, shape))
 
         return step
 
@@ -87,10 +87,10 @@ class Buffer:
         start = np.uint64(low | (high & 0xFFFF) << 32)
         return start + offset.astype(np.uint64), valid, np.asarray(valid.all(0))
 
-    def load(self, w: Wave) -> Array:
+    def load(self, w: Wave, into_lds: bool = False) -> Array:
         """What the working lanes load: [count, lanes]. Elements out of range are 0."""
         at, valid, whole = self.inside(w)
-        load, shape = w.group.memory.load, self._shape
+        load, shape = w.group.copy if into_lds else w.group.load, self._shape
         if whole.all():
             return load(at, shape.size, shape.count)
         values = np.zeros(valid.shape, f"u{shape.size}")
@@ -109,7 +109,7 @@ def _buffer_load(shape: Shape) -> Builder:
     def build(instruction: Instruction, labels: Labels) -> Step:
         if instruction.flag("lds"):
             access = Buffer(instruction, instruction.operands, shape)
-            return _into_lds(access.load, shape, access.fixed)
+            return _into_lds(lambda w: access.load(w, True), shape, access.fixed)
         to, *rest = instruction.operands
         row, access = operand(to).index, Buffer(instruction, tuple(rest), shape)
 
@@ -130,8 +130,7 @@ def _into_lds(load: Callable[[Wave], Array], shape: Shape, offset: int) -> Step:
 
     def step(w: Wave) -> None:
         if w.exec:
-            at = w.group.check_lds(place[w.mask] + (w.s[M0] + offset), shape.span)
-            w.group.lds.put(at, load(w))
+            w.group.write_lds(place[w.mask] + (w.s[M0] + offset), load(w))
 
     return step
 
@@ -144,7 +143,7 @@ def _global_into_lds(shape: Shape) -> Builder:
         address = global_address(instruction, lane, base)
 
         def load(w: Wave) -> Array:
-            return w.group.memory.load(address(w)[w.mask], 4, shape.count)
+            return w.group.copy(address(w)[w.mask], 4, shape.count)
 
         return _into_lds(load, shape, offset)
 
@@ -162,7 +161,7 @@ def _buffer_store(shape: Shape) -> Builder:
             if not w.exec:
                 return
             at, valid, whole = access.inside(w)
-            values, store = gathered(w, row, shape), w.group.memory.store
+            values, store = gathered(w, row, shape), w.group.store
             if whole.all():
                 store(at, values)
                 return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of one wave of 64 lanes, and what its workgroup shares.
+"""The state of one wave of 64 lanes.
 
 Registers hold bit patterns. A vector register is a row of 64 lanes; AGPR n is row 256 + n, as in
 the unified register file of CDNA3. Scalars are Python integers, and so are lane masks in scalar
@@ -16,12 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from archkey.conformance.emulation.faults import Fault
-from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.group import Group
 
 __all__ = [
     *("AGPR", "ALL", "EXEC", "LANES", "M0", "VCC"),
-    *("Array", "Group", "Wave", "int_of", "mask_of"),
+    *("Array", "Wave", "int_of", "mask_of"),
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -34,25 +33,6 @@ AGPR, VCC, M0, EXEC = 256, 106, 124, 126
 """First row of the AGPRs; scalar registers by LLVM's numbers (exec is kept apart)."""
 
 _POISON = 0x7FFBADBA  # a quiet NaN as float32, NaN as either half of it
-
-
-class Group:
-    """What the waves of one workgroup share: LDS and the device's memory.
-
-    scratch_bytes  private memory of a lane
-    """
-
-    def __init__(self, memory: Memory, lds_bytes: int, scratch_bytes: int) -> None:
-        self.memory = memory
-        self.lds = Room("LDS", np.full(lds_bytes, 0xFF, np.uint8), 0, 0)
-        self.scratch_bytes = scratch_bytes
-
-    def check_lds(self, at: Array, span: int) -> Array:
-        """`at`, byte addresses of accesses of `span` bytes. Fault past the end of the LDS."""
-        last = int(at.max()) + span
-        if last > self.lds.end:
-            raise Fault(f"access to byte {last - 1} of an LDS of {self.lds.end} bytes")
-        return at
 
 
 class Wave:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from archkey.conformance.emulation.arguments import packed, storages
+from archkey.conformance.emulation.counters import Counters, places
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
-from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.program import Code, load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
 from archkey.launch import Compiled
 
-__all__ = ["counting", "execute", "launcher", "ordered"]
+__all__ = ["execute", "launcher", "ordered"]
 
 _ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
-_COUNTERS: ContextVar[tuple[Counters, int] | None] = ContextVar("counters", default=None)
 
 
 @contextmanager
@@ -36,21 +34,6 @@ def ordered(order: Order) -> Iterator[None]:
         yield
     finally:
         _ORDER.reset(token)
-
-
-@contextmanager
-def counting(sample: int = 0) -> Iterator[Counters]:
-    """Counts what the launches within it do.
-
-    sample  run only so many workgroups of a launch, evenly spaced, and multiply what they did: the
-            outputs are of no use then. 0: all
-    """
-    counters = Counters()
-    token = _COUNTERS.set((counters, sample))
-    try:
-        yield counters
-    finally:
-        _COUNTERS.reset(token)
 
 
 def launcher(compiled: Compiled) -> Callable[..., None]:
@@ -106,13 +89,11 @@ def execute(
         *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
         *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
     )
+    found = places(grid)
     with np.errstate(all="ignore"):
-        total, sample = _COUNTERS.get() or (Counters(), 0)
-        places = [*itertools.product(*(range(n) for n in reversed(grid)))]
-        chosen = places[:: -(-len(places) // sample)] if sample else places
-        for z, y, x in chosen:
-            run(code, Workgroup(launch, (x, y, z), code.kinds))
-    total.add(counters, len(places) / max(len(chosen), 1))
+        for place in found.chosen:
+            run(code, Workgroup(launch, place, code.kinds))
+    found.done(counters)
 
 
 def _parameters(
