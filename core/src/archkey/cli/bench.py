@@ -274,7 +274,7 @@ def _tell(
 def _count(
     target: str, chosen: Sequence[Workload], workgroups: int, seed: int, as_json: bool
 ) -> None:
-    """One line a workload: instructions of warps or waves, bytes and FLOPs beside the least there can be."""
+    """One line a workload: instructions, bytes and FLOPs beside the least there can be."""
     from archkey.bench.count import counted
 
     rows = []
