@@ -42,7 +42,7 @@ def numbers(seed: int, scale: float = 1.0) -> Array:
 
 def wave(exec_mask: int = ALL, lds: int = 1024, rooms: tuple[Room, ...] = (), **given: Any) -> Wave:
     """A wave with registers as `given`: v1=array, a0=array, s4=number, vcc=mask."""
-    made = Wave(Group(Memory(list(rooms)), lds, 256), 64, 64)
+    made = Wave(Group(Memory(list(rooms)), lds), 64, 64, 256)
     for name, value in given.items():
         if name == "vcc":
             made.set64(106, value)

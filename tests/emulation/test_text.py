@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
 from tests.emulation.programs import DATA, STORE_V1, program, start
 
@@ -98,32 +97,6 @@ def test_a_loop_counts_its_instructions() -> None:
     lines = ("s_movk_i32 s6, 3", ".LBB0_1:", "s_sub_i32 s6, s6, 1", "s_cmp_lg_u32 s6, 0")
     done = start(program(*lines, "s_cbranch_scc1 .LBB0_1"))
     assert done.instructions == {"scalar": 1 + 2 * 3, "branches": 3 + 1}
-
-
-EXCHANGE = (
-    "v_lshlrev_b32_e32 v3, 2, v0",
-    "ds_write_b32 v3, v0",
-    "s_waitcnt lgkmcnt(0)",
-    "s_barrier",
-    "v_xor_b32_e32 v4, 0x100, v3",
-    "ds_read_b32 v1, v4",
-)
-
-
-def test_waves_meet_at_a_barrier() -> None:
-    """Each wave reads what the other has written; without the barrier the first finds poison."""
-    start(program(*EXCHANGE, *STORE_V1), waves=2, lds=512)
-    assert DATA.tolist() == [*range(64, 128), *range(64)]
-    without = [line for line in EXCHANGE if line != "s_barrier"]
-    start(program(*without, *STORE_V1), waves=2, lds=512)
-    assert (DATA == 0xFFFFFFFF).sum() == 64
-
-
-def test_what_nobody_wrote_is_poison() -> None:
-    start(program("v_add_f32_e32 v1, v9, v9", *STORE_V1))
-    assert np.isnan(DATA[:64].view(np.float32)).all()
-    start(program("v_mov_b32_e32 v4, 0", "ds_read_b32 v1, v4", *STORE_V1), lds=64)
-    assert np.isnan(DATA[:64].view(np.float32)).all()
 
 
 def test_faults_name_the_instruction() -> None:

@@ -18,6 +18,8 @@ It shows that the compiler's output computes what the reference does. It is no h
     group        what a workgroup shares, and what it moves
     memory       allocations, and what lies outside of them
     execute      workgroups, waves, barriers
+    shadow       LDS, and who wrote and read each byte since the last barrier
+    again        workgroups that run twice, under other conditions
     numbers      formats and roundings that numpy lacks
     dialects     what the languages have in common: launching, mnemonics
     counters     instructions, bytes, FLOPs of what was launched; classes has those of AMD

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from archkey.conformance.emulation.again import EACH, Conditions, twice, usual
 from archkey.conformance.emulation.classes import class_of, flops_of
 from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
@@ -71,6 +72,39 @@ class _Run:
         self.counters = Counters(lds_loaded=0, lds_stored=0)
         self.times = [0] * len(code.steps)
 
+    def once(self, place: Place, conditions: Conditions) -> None:
+        """Run the workgroup at `place`."""
+        code, resources, order = self.code, self.resources, random.Random(conditions.order)
+        group = Group(
+            *(self.memory, resources.lds_bytes, resources.waves, self.counters),
+            *(resources.arguments, conditions.fill),
+        )
+        waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
+        self.memory.label = lambda: waves[group.running].pc - 1
+        while True:
+            numbers = order.sample(range(len(waves)), len(waves))
+            for group.running in reversed(numbers) if conditions.reversed else numbers:
+                _run(code, waves[group.running], self.times)
+            if all(wave.state == "ended" for wave in waves):
+                return
+            _check_barrier(code, waves)
+            group.lds.barrier()
+            for wave in waves:
+                wave.state = "running"
+
+    def twice(self, place: Place, order: str) -> None:
+        """Run it, and again under other conditions. Fault if it leaves other bytes."""
+        second = _Run(self.code, self.memory, self.resources)
+        runs = iter((self, second, second))
+        atomics = any(class_of(i) == "atomics" for i in self.code.assembly.instructions)
+        found = twice(self.memory, lambda given: next(runs).once(place, given), order, atomics)
+        if found:
+            where = self.code.assembly.instructions[found.label]
+            raise Fault(
+                f"{found.bytes} bytes that {where} of {self.code.assembly.name} writes depend on "
+                f"{found.cause}"
+            )
+
     def counted(self) -> Counters:
         """All that was done."""
         for instruction, times in zip(self.code.assembly.instructions, self.times, strict=True):
@@ -81,39 +115,28 @@ class _Run:
 
 
 def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed: int = 0) -> None:
-    """Run every workgroup. seed: of the order of waves"""
+    """Run every workgroup, some of them twice: see `again`. seed: of the order of waves"""
     directives = code.assembly.directives
     for name, value in _SUPPORTED.items():
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
     found, run = places(grid), _Run(code, memory, resources)
     with np.errstate(all="ignore"):
-        for place in found.chosen:
-            _workgroup(run, place, random.Random(f"{seed} {place}"))
+        for number, place in enumerate(found.chosen):
+            order = f"{seed} {place}"
+            if found.times == 1 and number % EACH == 0:
+                run.twice(place, order)
+            else:
+                run.once(place, usual(order))
     found.done(run.counted())
-
-
-def _workgroup(run: _Run, place: Place, order: random.Random) -> None:
-    resources, directives = run.resources, run.code.assembly.directives
-    scratch_bytes = directives["private_segment_fixed_size"]
-    group = Group(run.memory, resources.lds_bytes, scratch_bytes, run.counters, resources.arguments)
-    waves = [_wave(run.code, group, place, n, resources) for n in range(resources.waves)]
-    while True:
-        for wave in order.sample(waves, len(waves)):
-            _run(run.code, wave, run.times)
-        states = {wave.state for wave in waves}
-        if states == {"ended"}:
-            return
-        _check_barrier(run.code, waves)
-        for wave in waves:
-            wave.state = "running"
 
 
 def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:
     """A wave as the hardware starts it."""
     directives = code.assembly.directives
     total, first = directives["next_free_vgpr"], directives["accum_offset"]
-    wave = Wave(group, min(total, first), max(total - first, 0))
+    scratch_bytes = directives["private_segment_fixed_size"]
+    wave = Wave(group, min(total, first), max(total - first, 0), scratch_bytes)
     wave.u32[0][:] = number * LANES + np.arange(LANES)
     at = 0
     for name, size in _USER_SGPRS:

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from archkey.conformance.emulation.counters import Counters
-from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Array, Memory, Room
+from archkey.conformance.emulation.shadow import Lds
 
 __all__ = ["Group"]
 
@@ -15,21 +13,26 @@ __all__ = ["Group"]
 class Group:
     """One workgroup.
 
-    scratch_bytes  private memory of a lane
-    arguments      the kernarg segment, which is no load that counts
+    waves      how many it has
+    running    number of the wave that runs now
+    arguments  the kernarg segment, which is no load that counts
+    fill       32 bits of registers and scratch that nobody wrote: a quiet NaN as float32, and as
+               either half of it
     """
 
     def __init__(
         self,
         memory: Memory,
         lds_bytes: int,
-        scratch_bytes: int,
+        waves: int = 1,
         counters: Counters | None = None,
         arguments: Room | None = None,
+        fill: int = 0x7FFBADBA,
     ) -> None:
         self.memory, self.arguments = memory, arguments
-        self.lds = Room("LDS", np.full(lds_bytes, 0xFF, np.uint8), 0, 0)
-        self.scratch_bytes = scratch_bytes
+        self.lds = Lds(lds_bytes, waves > 1)
+        self.running = 0
+        self.fill = fill
         self.counters = counters or Counters()
 
     def load(self, addresses: Array, size: int, count: int = 1) -> Array:
@@ -56,18 +59,10 @@ class Group:
 
     def read_lds(self, at: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each byte address of LDS: [count, lanes]."""
-        self._check(at, size * count)
         self.counters.lds_loaded = (self.counters.lds_loaded or 0) + size * count * len(at)
-        return self.lds.get(at, size, count)
+        return self.lds.read(self.running, at, size, count)
 
     def write_lds(self, at: Array, values: Array) -> None:
         """Write `values` [count, lanes] from each byte address on."""
-        self._check(at, values.dtype.itemsize * len(values))
         self.counters.lds_stored = (self.counters.lds_stored or 0) + values.nbytes
-        self.lds.put(at, values)
-
-    def _check(self, at: Array, span: int) -> None:
-        """Fault past the end of the LDS."""
-        last = int(at.max()) + span
-        if last > self.lds.end:
-            raise Fault(f"access to byte {last - 1} of an LDS of {self.lds.end} bytes")
+        self.lds.write(self.running, at, values)

@@ -7,14 +7,16 @@ Addresses are real ones of this process, and each access is checked against the 
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from archkey.conformance.emulation.faults import Fault
 
-__all__ = ["Memory", "Room"]
+__all__ = ["Memory", "Room", "Stored"]
 
 Array = npt.NDArray[Any]
 
@@ -63,12 +65,26 @@ class Room:
 _STEPS = np.arange(16)[:, None]
 
 
+class Stored(NamedTuple):
+    """One store of `values` [count, lanes] at addresses [lanes]; before: what was there."""
+
+    addresses: Array
+    values: Array
+    before: Array
+    label: int
+
+
 class Memory:
-    """All allocations of a launch."""
+    """All allocations of a launch.
+
+    label  asked at each store that is recorded
+    """
 
     def __init__(self, allocations: list[Room]) -> None:
         self.allocations = allocations
         self._last = allocations[0] if allocations else None
+        self._journal: list[Stored] | None = None
+        self.label: Callable[[], int] = lambda: 0
 
     def load(self, addresses: Array, size: int, count: int = 1) -> Array:
         """`count` elements of `size` bytes (1, 2, 4 or 8) from each address: [count, lanes]."""
@@ -82,6 +98,13 @@ class Memory:
 
     def store(self, addresses: Array, values: Array) -> None:
         """Write `values` [count, lanes], unsigned of 1, 2, 4 or 8 bytes, from each address on."""
+        if self._journal is not None:
+            before = self.load(addresses, values.dtype.itemsize, len(values))
+            stored = Stored(addresses.copy(), values.copy(), before, self.label())
+            self._journal.append(stored)
+        self._put(addresses, values)
+
+    def _put(self, addresses: Array, values: Array) -> None:
         span = values.dtype.itemsize * len(values)
         found = self._one(addresses, span)
         if found is not None:
@@ -89,6 +112,32 @@ class Memory:
             return
         for where, allocation in self._split(addresses, span):
             allocation.put(addresses[where], values[:, where])
+
+    @contextmanager
+    def recorded(self, kept: bool = True) -> Iterator[list[Stored]]:
+        """All stores within it, in order. kept: they count for who records outside of it, too"""
+        outer, found = self._journal, list[Stored]()
+        self._journal = found
+        try:
+            yield found
+        finally:
+            self._journal = outer
+            if outer is not None and kept:
+                outer += found
+
+    def peek(self, stored: Stored) -> Array:
+        """What is now where something was stored."""
+        return self.load(stored.addresses, stored.values.dtype.itemsize, len(stored.values))
+
+    def undo(self, stores: list[Stored]) -> None:
+        """Put back what was there before all of them."""
+        for stored in reversed(stores):
+            self._put(stored.addresses, stored.before)
+
+    def redo(self, stores: list[Stored]) -> None:
+        """Store all of it once more."""
+        for stored in stores:
+            self._put(stored.addresses, stored.values)
 
     def scalar(self, address: int, words: int) -> list[int]:
         """`words` 32-bit words from `address` on, for a scalar load."""

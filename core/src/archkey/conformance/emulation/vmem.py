@@ -187,7 +187,7 @@ def _private(instruction: Instruction, lane: Operand, base: Operand) -> Callable
 def _cells(w: Wave, offsets: Array, shape: Shape) -> tuple[Array, Array]:
     """Indices of the bytes that the working lanes access: lanes and offsets."""
     at = offsets[w.mask]
-    size = w.group.scratch_bytes
+    size = w.scratch.shape[1]
     if int(at.min()) < 0 or int(at.max()) + shape.span > size:
         raise Fault(f"access outside of the {size} bytes of scratch that a lane has")
     return np.flatnonzero(w.mask)[:, None], at[:, None] + np.arange(shape.span)

@@ -5,7 +5,7 @@ Registers hold bit patterns. A vector register is a row of 64 lanes; AGPR n is r
 the unified register file of CDNA3. Scalars are Python integers, and so are lane masks in scalar
 registers; the execution mask is kept as an array of booleans too.
 
-What no one has written is poison: NaN in registers and in LDS.
+What no one has written holds what the workgroup is filled with.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ ALL = (1 << LANES) - 1
 AGPR, VCC, M0, EXEC = 256, 106, 124, 126
 """First row of the AGPRs; scalar registers by LLVM's numbers (exec is kept apart)."""
 
-_POISON = 0x7FFBADBA  # a quiet NaN as float32, NaN as either half of it
-
 
 class Wave:
     """64 lanes in lock step.
@@ -42,19 +40,20 @@ class Wave:
     u32, i32, f32   rows of the same vector registers as unsigned, signed and float numbers
     exec, mask      lanes that work, as an integer and as booleans; full: all of them
     saturate        MODE.FP16_OVFL: conversions to FP8 clamp instead of overflowing
+    scratch         private bytes of each lane
     pc, state       index of the next instruction; "running", "barrier" or "ended"
     """
 
-    def __init__(self, group: Group, vgprs: int, agprs: int) -> None:
+    def __init__(self, group: Group, vgprs: int, agprs: int, scratch_bytes: int) -> None:
         self.group = group
-        self.s = [_POISON] * 128
+        self.s = [group.fill] * 128
         self.scc = 0
         rows = AGPR + agprs if agprs else vgprs
-        self.registers: Array = np.full((rows, LANES), _POISON, np.uint32)
+        self.registers: Array = np.full((rows, LANES), group.fill, np.uint32)
         self.u32 = list(self.registers)
         self.i32 = list(self.registers.view(np.int32))
         self.f32 = list(self.registers.view(np.float32))
-        self.scratch: Array = np.full((LANES, group.scratch_bytes), 0xFF, np.uint8)
+        self.scratch: Array = np.full((LANES, scratch_bytes), group.fill >> 8 & 0xFF, np.uint8)
         self.saturate = False
         self.pc = 0
         self.state = "running"
