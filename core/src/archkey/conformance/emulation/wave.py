@@ -38,6 +38,7 @@ class Wave:
 
     s, scc          scalar registers as unsigned integers; the condition code
     u32, i32, f32   rows of the same vector registers as unsigned, signed and float numbers
+    registers       of them all, [rows, lanes] as unsigned numbers; floats: as float32
     exec, mask      lanes that work, as an integer and as booleans; full: all of them
     saturate        MODE.FP16_OVFL: conversions to FP8 clamp instead of overflowing
     scratch         private bytes of each lane
@@ -52,7 +53,8 @@ class Wave:
         self.registers: Array = np.full((rows, LANES), group.fill, np.uint32)
         self.u32 = list(self.registers)
         self.i32 = list(self.registers.view(np.int32))
-        self.f32 = list(self.registers.view(np.float32))
+        self.floats: Array = self.registers.view(np.float32)
+        self.f32 = list(self.floats)
         self.scratch: Array = np.full((LANES, scratch_bytes), group.fill >> 8 & 0xFF, np.uint8)
         self.saturate = False
         self.pc = 0
