@@ -19,6 +19,7 @@ It shows that the compiler's output computes what the reference does. It is no h
     memory       allocations, and what lies outside of them
     execute      workgroups, waves, barriers
     shadow       LDS, and who wrote and read each byte since the last barrier
+    spread       workgroups over processes; processes says how many
     again        workgroups that run twice, under other conditions
     numbers      formats and roundings that numpy lacks
     dialects     what the languages have in common: launching, mnemonics

@@ -49,6 +49,14 @@ class Counters:
             if name != "instructions" and count is not None:
                 setattr(self, name, (getattr(self, name) or 0) + round(count * times))
 
+    def take(self) -> Counters:
+        """What is counted until now; from here on this counts anew."""
+        taken = Counters(**vars(self))
+        self.instructions = Counter()
+        self.loaded = self.stored = self.copied = self.flops = 0
+        self.lds_loaded = self.lds_stored = None
+        return taken
+
     def to_json(self) -> dict[str, object]:
         """All counts; `instructions` by class, sorted."""
         return {**vars(self), "instructions": dict(sorted(self.instructions.items()))}

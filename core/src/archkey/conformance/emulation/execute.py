@@ -20,6 +20,7 @@ from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.group import Group
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.program import Code
+from archkey.conformance.emulation.spread import spread
 from archkey.conformance.emulation.wave import LANES, Wave
 
 __all__ = ["Resources", "execute"]
@@ -62,18 +63,30 @@ _USER_SGPRS = (
 
 
 class _Run:
-    """One launch, or a part of it: what every workgroup needs.
+    """One launch: what every workgroup needs.
 
-    times  how often each instruction was executed
+    seed    of the order of waves
+    doubly  some workgroups run twice: see `again`
+    times   how often each instruction was executed
     """
 
-    def __init__(self, code: Code, memory: Memory, resources: Resources) -> None:
+    def __init__(
+        self, code: Code, memory: Memory, resources: Resources, seed: int, doubly: bool
+    ) -> None:
         self.code, self.memory, self.resources = code, memory, resources
-        self.counters = Counters(lds_loaded=0, lds_stored=0)
-        self.times = [0] * len(code.steps)
+        self.seed, self.doubly = seed, doubly
+        self.atomics = any(class_of(i) == "atomics" for i in code.assembly.instructions)
+        self.counters, self.times = Counters(), [0] * len(code.steps)
 
-    def once(self, place: Place, conditions: Conditions) -> None:
+    def once(self, number: int, place: Place) -> None:
         """Run the workgroup at `place`."""
+        order = f"{self.seed} {place}"
+        if self.doubly and number % EACH == 0:
+            self._twice(place, order)
+        else:
+            self._workgroup(place, usual(order))
+
+    def _workgroup(self, place: Place, conditions: Conditions) -> None:
         code, resources, order = self.code, self.resources, random.Random(conditions.order)
         group = Group(
             *(self.memory, resources.lds_bytes, resources.waves, self.counters),
@@ -92,12 +105,13 @@ class _Run:
             for wave in waves:
                 wave.state = "running"
 
-    def twice(self, place: Place, order: str) -> None:
+    def _twice(self, place: Place, order: str) -> None:
         """Run it, and again under other conditions. Fault if it leaves other bytes."""
-        second = _Run(self.code, self.memory, self.resources)
+        second = _Run(self.code, self.memory, self.resources, self.seed, False)
         runs = iter((self, second, second))
-        atomics = any(class_of(i) == "atomics" for i in self.code.assembly.instructions)
-        found = twice(self.memory, lambda given: next(runs).once(place, given), order, atomics)
+        found = twice(
+            self.memory, lambda given: next(runs)._workgroup(place, given), order, self.atomics
+        )
         if found:
             where = self.code.assembly.instructions[found.label]
             raise Fault(
@@ -106,12 +120,15 @@ class _Run:
             )
 
     def counted(self) -> Counters:
-        """All that was done."""
-        for instruction, times in zip(self.code.assembly.instructions, self.times, strict=True):
+        """What was done since this was last asked."""
+        total = Counters(lds_loaded=0, lds_stored=0)
+        total.add(self.counters.take())
+        for number, times in enumerate(self.times):
             if times:
-                self.counters.instructions[class_of(instruction)] += times
-                self.counters.flops += flops_of(instruction.name) * times
-        return self.counters
+                instruction, self.times[number] = self.code.assembly.instructions[number], 0
+                total.instructions[class_of(instruction)] += times
+                total.flops += flops_of(instruction.name) * times
+        return total
 
 
 def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed: int = 0) -> None:
@@ -120,15 +137,8 @@ def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed:
     for name, value in _SUPPORTED.items():
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
-    found, run = places(grid), _Run(code, memory, resources)
-    with np.errstate(all="ignore"):
-        for number, place in enumerate(found.chosen):
-            order = f"{seed} {place}"
-            if found.times == 1 and number % EACH == 0:
-                run.twice(place, order)
-            else:
-                run.once(place, usual(order))
-    found.done(run.counted())
+    found = places(grid)
+    found.done(spread(_Run(code, memory, resources, seed, found.times == 1), found.chosen))
 
 
 def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:

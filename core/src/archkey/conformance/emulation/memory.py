@@ -136,8 +136,12 @@ class Memory:
 
     def redo(self, stores: list[Stored]) -> None:
         """Store all of it once more."""
-        for stored in stores:
-            self._put(stored.addresses, stored.values)
+        self.apply([(stored.addresses, stored.values) for stored in stores])
+
+    def apply(self, stores: list[tuple[Array, Array]]) -> None:
+        """Store values at addresses, one after the other, without recording it."""
+        for addresses, values in stores:
+            self._put(addresses, values)
 
     def scalar(self, address: int, words: int) -> list[int]:
         """`words` 32-bit words from `address` on, for a scalar load."""

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
 from archkey.conformance.emulation.arguments import packed, storages
-from archkey.conformance.emulation.counters import Counters, places
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.program import Code, load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
+from archkey.conformance.emulation.spread import spread
 from archkey.launch import Compiled
 
 __all__ = ["execute", "launcher", "ordered"]
@@ -84,16 +84,29 @@ def execute(
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
-    counters = Counters()
     launch = Launch(
         *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
-        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
+        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), Counters()),
     )
     found = places(grid)
-    with np.errstate(all="ignore"):
-        for place in found.chosen:
-            run(code, Workgroup(launch, place, code.kinds))
-    found.done(counters)
+    found.done(spread(_Run(code, launch), found.chosen))
+
+
+class _Run:
+    """One launch, workgroup by workgroup: see `spread.Work`."""
+
+    def __init__(self, code: Code, launch: Launch) -> None:
+        self.code, self.launch, self.memory = code, launch, launch.memory
+        names = (instruction.name for instruction in code.module.instructions)
+        self.atomics = any(re.match(r"(?:atom|red)\.(?:\w+\.)*?global", name) for name in names)
+
+    def once(self, number: int, place: Place) -> None:
+        """Run the workgroup at `place`."""
+        run(self.code, Workgroup(self.launch, place, self.code.kinds))
+
+    def counted(self) -> Counters:
+        """What was done since this was last asked."""
+        return self.launch.counters.take()
 
 
 def _parameters(
