@@ -86,7 +86,8 @@ def _forked(work: Work, chosen: Sequence[Place], first: int, many: int) -> Count
             workers[receive] = worker
         waiting = dict(workers)
         while waiting:
-            for receive in wait(list(waiting)):
+            ready = wait(list(waiting))
+            for receive in [one for one in waiting if one in ready]:
                 worker = waiting.pop(receive)
                 try:
                     shares.append(receive.recv())
