@@ -16,10 +16,11 @@ import numpy as np
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory, Stored
 
-__all__ = ["EACH", "Conditions", "Difference", "twice", "usual"]
+__all__ = ["LAUNCHES", "WORKGROUPS", "Conditions", "Difference", "twice", "usual"]
 
-EACH = 16
-"""The first workgroup of a launch and each 16th after it run twice: an error in one is in many."""
+WORKGROUPS, LAUNCHES = 16, 8
+"""Each 16th workgroup, from the first on, of each 8th launch of a program, runs twice: an error in
+one is in many."""
 
 _POISON = 0x7FFBADBA  # as Group has it by itself
 _OTHER = 0x3F813F81  # about 1, in every format

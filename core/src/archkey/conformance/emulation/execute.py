@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from archkey.conformance.emulation.again import EACH, Conditions, twice, usual
-from archkey.conformance.emulation.classes import class_of, flops_of
+from archkey.conformance.emulation.again import LAUNCHES, WORKGROUPS, Conditions, twice, usual
+from archkey.conformance.emulation.classes import flops_of
 from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.group import Group
@@ -75,13 +75,13 @@ class _Run:
     ) -> None:
         self.code, self.memory, self.resources = code, memory, resources
         self.seed, self.doubly = seed, doubly
-        self.atomics = any(class_of(i) == "atomics" for i in code.assembly.instructions)
+        self.atomics = "atomics" in code.classes
         self.counters, self.times = Counters(), [0] * len(code.steps)
 
     def once(self, number: int, place: Place) -> None:
         """Run the workgroup at `place`."""
         order = f"{self.seed} {place}"
-        if self.doubly and number % EACH == 0:
+        if self.doubly and number % WORKGROUPS == 0:
             self._twice(place, order)
         else:
             self._workgroup(place, usual(order))
@@ -125,9 +125,9 @@ class _Run:
         total.add(self.counters.take())
         for number, times in enumerate(self.times):
             if times:
-                instruction, self.times[number] = self.code.assembly.instructions[number], 0
-                total.instructions[class_of(instruction)] += times
-                total.flops += flops_of(instruction.name) * times
+                self.times[number] = 0
+                total.instructions[self.code.classes[number]] += times
+                total.flops += flops_of(self.code.assembly.instructions[number].name) * times
         return total
 
 
@@ -138,7 +138,8 @@ def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed:
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
     found = places(grid)
-    found.done(spread(_Run(code, memory, resources, seed, found.times == 1), found.chosen))
+    doubly = found.times == 1 and next(code.launches) % LAUNCHES == 0
+    found.done(spread(_Run(code, memory, resources, seed, doubly), found.chosen))
 
 
 def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:
