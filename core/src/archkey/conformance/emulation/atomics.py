@@ -105,7 +105,7 @@ def _atomic(space: str, atomic: Atomic) -> Builder:
             address = global_address(instruction, lane, base)
 
             def place(w: Wave) -> tuple[Array, Array]:
-                addresses = address(w)[w.mask]
+                addresses = address(w)
                 return addresses, np.ones(len(addresses), np.bool_)
 
         if data.file != "v":

@@ -42,7 +42,8 @@ _STORES = {
 
 def _places(w: Wave, base: Array, offset: int) -> Array:
     """Addresses of the working lanes."""
-    return base[w.mask].astype(np.int64) + offset
+    at = (base if w.full else base[w.mask]).astype(np.int64)
+    return at + offset if offset else at
 
 
 def _fetch(w: Wave, base: Array, offset: int, shape: Shape) -> Array:

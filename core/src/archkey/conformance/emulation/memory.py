@@ -29,6 +29,8 @@ class Room:
 
     def __init__(self, name: str, flat: Array, base: int, start: int) -> None:
         self.name, self.base, self.start, self.end = name, base, start, base + len(flat)
+        self._origin, self._first = np.array(base, np.uint64), np.array(start, np.uint64)
+        self._limits: dict[int, Array] = {}
         self._views = {n: flat[: len(flat) // n * n].view(f"u{n}") for n in (1, 2, 4, 8)}
 
     @classmethod
@@ -38,14 +40,23 @@ class Room:
         raw = (ctypes.c_ubyte * (start + size - base)).from_address(base)
         return cls(name, np.frombuffer(memoryview(raw), np.uint8), base, start)
 
+    def holds(self, addresses: Array, span: int) -> bool:
+        """Whether the `span` bytes from each address on lie inside."""
+        if span not in self._limits:
+            self._limits[span] = np.array(max(self.end - self.start - span, 0), np.uint64)
+        if span > self.end - self.start:
+            return False
+        past = addresses.astype(np.uint64, copy=False) - self._first > self._limits[span]
+        return not np.count_nonzero(past)
+
     def get(self, addresses: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each address, which must lie inside."""
-        offset = (addresses - addresses.dtype.type(self.base)).astype(np.int64)
-        if size > 1 and (offset & (size - 1)).any():
+        offset = (addresses.astype(np.uint64, copy=False) - self._origin).view(np.int64)
+        if size > 1 and np.count_nonzero(offset & _ODD[size]):
             raw = self._views[1][offset[:, None] + np.arange(size * count)]
             return raw.view(f"u{size}").T
         view = self._views[size]
-        first = offset // size if size > 1 else offset
+        first = offset >> _SHIFT[size]
         if count == 1:
             return view[first][None]
         return view[first + _STEPS[:count]]
@@ -53,16 +64,19 @@ class Room:
     def put(self, addresses: Array, values: Array) -> None:
         """The inverse of `get`; of two lanes at one address the later one stays."""
         size, count = values.dtype.itemsize, len(values)
-        offset = (addresses - addresses.dtype.type(self.base)).astype(np.int64)
-        if size > 1 and (offset & (size - 1)).any():
+        offset = (addresses.astype(np.uint64, copy=False) - self._origin).view(np.int64)
+        if size > 1 and np.count_nonzero(offset & _ODD[size]):
             raw = np.ascontiguousarray(values.T).view(np.uint8)
             self._views[1][offset[:, None] + np.arange(size * count)] = raw
             return
-        first = offset // size if size > 1 else offset
+        first = offset >> _SHIFT[size]
         self._views[size][first + _STEPS[:count]] = values
 
 
 _STEPS = np.arange(16)[:, None]
+# numpy takes a constant faster as an array without axes than as a number.
+_ODD = {size: np.array(size - 1) for size in (1, 2, 4, 8)}
+_SHIFT = {size: np.array(size.bit_length() - 1) for size in (1, 2, 4, 8)}
 
 
 class Stored(NamedTuple):
@@ -150,12 +164,11 @@ class Memory:
 
     def _one(self, addresses: Array, span: int) -> Room | None:
         """The one allocation that holds all accesses."""
-        low, high = int(addresses.min()), int(addresses.max()) + span
         last = self._last
-        if last is not None and last.start <= low and high <= last.end:
+        if last is not None and last.holds(addresses, span):
             return last
         for allocation in self.allocations:
-            if allocation.start <= low and high <= allocation.end:
+            if allocation.holds(addresses, span):
                 self._last = allocation
                 return allocation
         return None

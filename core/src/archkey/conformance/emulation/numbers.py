@@ -125,11 +125,19 @@ def bf16_values(bits: Array) -> Array:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
+# numpy takes a constant faster as an array without axes than as a number.
+_SIXTEEN, _HALF, _ONE = (np.array(n, np.uint32) for n in (16, 0x7FFF, 1))
+
+
 def bf16_bits(values: Array) -> Array:
     """float32 to the nearest bfloat16 as uint16, ties to even; NaN stays a quiet NaN."""
     bits = values.view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return np.where(np.isnan(values), bits >> 16 | 0x40, rounded).astype(np.uint16)
+    upper = bits >> _SIXTEEN
+    rounded = (bits + _HALF + (upper & _ONE)) >> _SIXTEEN
+    nan = np.isnan(values)
+    if np.count_nonzero(nan):
+        rounded = np.where(nan, upper | 0x40, rounded)
+    return rounded.astype(np.uint16)
 
 
 _TIE = np.array(1 << 28, np.int64)
@@ -148,8 +156,7 @@ def fma(a: Array, b: Array, c: Array) -> Array:
     product = a.astype(np.float64) * b.astype(np.float64)
     total = product + addend
     result = total.astype(np.float32)
-    # Counting is what numpy does fastest to a few booleans; it takes a constant faster as an array
-    # without axes than as a number.
+    # Counting is what numpy does fastest to a few booleans.
     ties = np.count_nonzero((total.view(np.int64) & _BELOW) == _TIE)
     small = (result.view(np.uint32) & _SIZE) <= _SMALLEST
     if ties or (np.count_nonzero(small) and np.count_nonzero(total[small])):

@@ -24,8 +24,21 @@ Array = npt.NDArray[Any]
 
 _DATA, _WRITTEN, _WRITERS, _READERS = range(4)
 _STEPS = np.arange(16)[:, None]
-_BYTES = {1: 0x01, 2: 0x0101, 4: 0x01010101, 8: 0x0101010101010101}
-"""A word of 1, 2, 4 or 8 bytes that has 1 in each."""
+_SIZES = (1, 2, 4, 8)
+# numpy takes a constant faster as an array without axes than as a number.
+_ODD = {size: np.array(size - 1) for size in _SIZES}
+_SHIFT = {size: np.array(size.bit_length() - 1) for size in _SIZES}
+_FULL = {size: np.array((1 << 8 * size) - 1, f"u{size}") for size in _SIZES}
+_ONES = {size: int.from_bytes(bytes([1] * size), "little") for size in _SIZES}
+"""A word with 1 in each byte."""
+_MARKS = {
+    size: [
+        (np.array(ones << wave, f"u{size}"), np.array(ones * 255 ^ ones << wave, f"u{size}"))
+        for wave in range(8)
+    ]
+    for size, ones in _ONES.items()
+}
+"""A wave's bit in each byte of a word, and those of all others."""
 
 
 class Lds:
@@ -45,15 +58,15 @@ class Lds:
     def read(self, wave: int, at: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each byte address: [count, lanes]."""
         self._check(at, size * count)
-        if size > 1 and (at & (size - 1)).any():
+        if size > 1 and np.count_nonzero(at & _ODD[size]):
             return self.read(wave, at, 1, size * count).T.copy().view(f"u{size}").T
-        index, planes = at // size + _STEPS[:count], self._planes[size]
+        index, planes = (at >> _SHIFT[size]) + _STEPS[:count], self._planes[size]
         found = planes[:, index]
-        if found[_WRITTEN].min() != _full(size):
+        if np.count_nonzero(found[_WRITTEN] != _FULL[size]):
             self._unwritten(found[_WRITTEN], index * size)
         if self._shared:
-            self._touched, own = True, planes.dtype.type(_BYTES[size] << wave % 8)
-            if (found[_WRITERS] & ~own).any():
+            self._touched, (own, others) = True, _MARKS[size][wave % 8]
+            if np.count_nonzero(found[_WRITERS] & others):
                 self._racing(wave, found[_WRITERS], index * size, reading=True)
             planes[_READERS, index] = found[_READERS] | own
         data: Array = found[_DATA]
@@ -63,21 +76,21 @@ class Lds:
         """`values` [count, lanes], unsigned, from each byte address; of two lanes the later one."""
         size, count = values.dtype.itemsize, len(values)
         self._check(at, size * count)
-        if size > 1 and (at & (size - 1)).any():
+        if size > 1 and np.count_nonzero(at & _ODD[size]):
             raw = np.ascontiguousarray(values.T).view(np.uint8).reshape(len(at), -1)
             self.write(wave, at, raw.T)
             return
-        index, planes = at // size + _STEPS[:count], self._planes[size]
+        index, planes = (at >> _SHIFT[size]) + _STEPS[:count], self._planes[size]
         if self._shared:
-            self._touched, own = True, planes.dtype.type(_BYTES[size] << wave % 8)
+            self._touched, (own, others) = True, _MARKS[size][wave % 8]
             before = planes[:, index]
-            others = (before[_WRITERS] | before[_READERS]) & ~own
-            if others.any():
+            foes = (before[_WRITERS] | before[_READERS]) & others
+            if np.count_nonzero(foes):
                 changed = (before[_DATA] ^ values) | ~before[_WRITTEN]
-                self._racing(wave, _where(changed, others), index * size, reading=False)
+                self._racing(wave, _where(changed, foes), index * size, reading=False)
             planes[_WRITERS, index] = before[_WRITERS] | own
         planes[_DATA, index] = values
-        planes[_WRITTEN, index] = _full(size)
+        planes[_WRITTEN, index] = _FULL[size]
 
     def _check(self, at: Array, span: int) -> None:
         """Fault past the end."""
@@ -104,10 +117,6 @@ class Lds:
                 f"near {at[lane].min()}, that wave {other.bit_length() - 1} "
                 f"{'writes' if reading else 'uses'} between the same barriers"
             )
-
-
-def _full(size: int) -> int:
-    return (1 << 8 * size) - 1
 
 
 def _bytes(words: Array) -> Array:

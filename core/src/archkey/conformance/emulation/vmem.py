@@ -25,15 +25,19 @@ _POLICIES = ("sc0", "sc1", "nt")
 
 
 def global_address(instruction: Instruction, lane: Operand, base: Operand) -> Read:
-    """Addresses of a global access: 64 bits a lane, or a scalar base and 32 bits a lane."""
+    """Addresses of working lanes: 64 bits a lane, or a scalar base and 32 bits a lane."""
     for policy in _POLICIES:
         instruction.flag(policy)
-    offset = np.uint64(instruction.number("offset") & 0xFFFFFFFFFFFFFFFF)
+    offset = np.array(instruction.number("offset") & 0xFFFFFFFFFFFFFFFF, np.uint64)
     if base.text == "off":
         whole = reader(lane, "u64")
-        return lambda w: whole(w) + offset
-    start, index = reader(base, "u64"), reader(lane, "u32")
-    return lambda w: start(w) + index(w) + offset
+        return lambda w: _working(w, whole(w) + offset)
+    start, index = scalar(base, True), reader(lane, "u32")
+    return lambda w: _working(w, index(w) + (np.array(start(w), np.uint64) + offset))
+
+
+def _working(w: Wave, lanes: Array) -> Array:
+    return lanes if w.full else lanes[w.mask]
 
 
 def _global_load(shape: Shape) -> Builder:
@@ -43,7 +47,7 @@ def _global_load(shape: Shape) -> Builder:
 
         def step(w: Wave) -> None:
             if w.exec:
-                at = address(w)[w.mask]
+                at = address(w)
                 scatter(w, row, shape, w.group.load(at, shape.size, shape.count))
 
         return step
@@ -58,7 +62,7 @@ def _global_store(shape: Shape) -> Builder:
 
         def step(w: Wave) -> None:
             if w.exec:
-                w.group.store(address(w)[w.mask], gathered(w, row, shape))
+                w.group.store(address(w), gathered(w, row, shape))
 
         return step
 
@@ -81,7 +85,7 @@ class Buffer:
         low, high, records, _ = w.s[self._resource : self._resource + 4]
         if high >> 16:
             raise UnknownInstruction("a buffer with a stride or a swizzle is not defined here")
-        offset = self._lane(w)[w.mask].astype(np.int64) + (self._more(w) + self.fixed)
+        offset = _working(w, self._lane(w)).astype(np.int64) + (self._more(w) + self.fixed)
         ends = offset + self._shape.size * np.arange(1, self._shape.count + 1)[:, None]
         valid: Array = ends <= records
         start = np.uint64(low | (high & 0xFFFF) << 32)
@@ -143,7 +147,7 @@ def _global_into_lds(shape: Shape) -> Builder:
         address = global_address(instruction, lane, base)
 
         def load(w: Wave) -> Array:
-            return w.group.copy(address(w)[w.mask], 4, shape.count)
+            return w.group.copy(address(w), 4, shape.count)
 
         return _into_lds(load, shape, offset)
 
