@@ -16,6 +16,7 @@ from typing import Any
 from archkey._process import Say, serve
 from archkey.conformance.ahead import build
 from archkey.conformance.emulation.device import emulated
+from archkey.conformance.emulation.processes import processes
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
 from archkey.locate import devices, find_device
@@ -88,8 +89,13 @@ def main() -> None:
             if given.ahead:
                 outcome = build(session, item, options, given.ahead, begin)
             else:
+<<<<<<< HEAD
                 outcome = examine(session, item, options, begin)
                 free()
+=======
+                with processes(1):  # of an emulator, for the same reason
+                    outcome = examine(session, item, options, begin)
+>>>>>>> amd
             say(outcome=outcome.to_json())
 
         return answer

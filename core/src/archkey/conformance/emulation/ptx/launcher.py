@@ -4,28 +4,26 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
 from archkey.conformance.emulation.arguments import packed, storages
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
-from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.program import Code, load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
+from archkey.conformance.emulation.spread import spread
 from archkey.launch import Compiled
 
-__all__ = ["counting", "execute", "launcher", "ordered"]
+__all__ = ["execute", "launcher", "ordered"]
 
 _ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
-_COUNTERS: ContextVar[tuple[Counters, int] | None] = ContextVar("counters", default=None)
 
 
 @contextmanager
@@ -36,21 +34,6 @@ def ordered(order: Order) -> Iterator[None]:
         yield
     finally:
         _ORDER.reset(token)
-
-
-@contextmanager
-def counting(sample: int = 0) -> Iterator[Counters]:
-    """Counts what the launches within it do.
-
-    sample  run only so many workgroups of a launch, evenly spaced, and multiply what they did: the
-            outputs are of no use then. 0: all
-    """
-    counters = Counters()
-    token = _COUNTERS.set((counters, sample))
-    try:
-        yield counters
-    finally:
-        _COUNTERS.reset(token)
 
 
 def launcher(compiled: Compiled) -> Callable[..., None]:
@@ -101,18 +84,29 @@ def execute(
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
-    counters = Counters()
     launch = Launch(
         *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
-        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
+        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), Counters()),
     )
-    with np.errstate(all="ignore"):
-        total, sample = _COUNTERS.get() or (Counters(), 0)
-        places = [*itertools.product(*(range(n) for n in reversed(grid)))]
-        chosen = places[:: -(-len(places) // sample)] if sample else places
-        for z, y, x in chosen:
-            run(code, Workgroup(launch, (x, y, z), code.kinds))
-    total.add(counters, len(places) / max(len(chosen), 1))
+    found = places(grid)
+    found.done(spread(_Run(code, launch), found.chosen))
+
+
+class _Run:
+    """One launch, workgroup by workgroup: see `spread.Work`."""
+
+    def __init__(self, code: Code, launch: Launch) -> None:
+        self.code, self.launch, self.memory = code, launch, launch.memory
+        names = (instruction.name for instruction in code.module.instructions)
+        self.atomics = any(re.match(r"(?:atom|red)\.(?:\w+\.)*?global", name) for name in names)
+
+    def once(self, number: int, place: Place) -> None:
+        """Run the workgroup at `place`."""
+        run(self.code, Workgroup(self.launch, place, self.code.kinds))
+
+    def counted(self) -> Counters:
+        """What was done since this was last asked."""
+        return self.launch.counters.take()
 
 
 def _parameters(

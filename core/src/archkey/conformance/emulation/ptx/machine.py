@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
-from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.shared import Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
