@@ -61,7 +61,8 @@ def registers_of(operand: Operand) -> Iterator[Register]:
     if isinstance(operand, Register):
         yield operand
     elif isinstance(operand, Address):
-        yield from registers_of(operand.base)
+        for part in (operand.base, *operand.coordinates):
+            yield from registers_of(part)
     elif isinstance(operand, Vector):
         for element in operand.elements:
             yield from registers_of(element)

@@ -108,7 +108,7 @@ class Emitter:
 
     def address(self, operand: Operand, wide: bool) -> str:
         """The sum of an address, 64 or 32 bits."""
-        if not isinstance(operand, Address):
+        if not isinstance(operand, Address) or operand.coordinates:
             raise UnknownInstruction(f"operand {operand} where an address is expected")
         kind = "u8" if wide else "u4"
         base = self.vector(operand.base, kind)
@@ -116,6 +116,13 @@ class Emitter:
             return base
         size = 1 << (64 if wide else 32)
         return f"({base} + {self.constant(np.dtype(kind).type(operand.offset % size))})"
+
+    def shared(self, operand: Operand) -> str:
+        """An address in shared memory, whose register may have 64 bits: 32 of them."""
+        base = operand.base if isinstance(operand, Address) else None
+        if isinstance(base, Register) and base.bits == 64:
+            return f"({self.address(operand, wide=True)}).astype(u4)"
+        return self.address(operand, wide=False)
 
     def write(self, operand: Operand, kind: str, expression: str) -> None:
         """Assign; under the instruction's predicate, if it has one. Narrow kinds are extended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from archkey.conformance.emulation.arguments import packed, storages
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
-from archkey.conformance.emulation.ptx.program import Code, load
+from archkey.conformance.emulation.ptx.parameters import expanded, given
+from archkey.conformance.emulation.ptx.program import load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
 from archkey.launch import Compiled
@@ -68,11 +69,11 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
     def launch(grid: tuple[int, int, int], *arguments: Any) -> None:
         if getattr(metadata, "num_ctas", 1) != 1:
             raise UnknownInstruction("clusters of workgroups (num_ctas) are not known")
-        if getattr(metadata, "global_scratch_size", 0):
-            raise UnknownInstruction("scratch in global memory is not known")
         given = dict(zip(names, arguments, strict=True))
         present = {name: given[name] for name in signature}
-        execute(text, grid, signature, present, shared_bytes)
+        maps = getattr(metadata, "tensordesc_meta", None) or ()
+        scratch = getattr(metadata, "global_scratch_size", 0) * math.prod(grid)
+        execute(text, grid, *expanded(signature, present, maps), shared_bytes, scratch)
 
     return launch
 
@@ -83,14 +84,19 @@ def execute(
     signature: Mapping[str, str],
     arguments: Mapping[str, Any],
     shared_bytes: int,
+    scratch: int = 0,
 ) -> None:
-    """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars."""
+    """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars.
+
+    scratch: bytes in global memory of all workgroups together
+    """
     code = load(text)
     constants = {
         name: ctypes.create_string_buffer(data, len(data))
         for name, data in code.module.constants.items()
     }
-    rooms = storages(arguments)
+    found = given(code.module, signature, arguments, scratch)
+    rooms = found.rooms
     symbols = {name: BASE for name, size in code.module.shared.items() if size < 0}
     fixed = BASE + shared_bytes
     for name, size in code.module.shared.items():
@@ -98,13 +104,14 @@ def execute(
             fixed = (fixed + 127) // 128 * 128
             symbols[name] = fixed
             fixed += size
+    symbols |= found.symbols
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
     counters = Counters()
     launch = Launch(
         *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
-        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
+        *(found.values, symbols, _ORDER.get() or Order(), counters),
     )
     with np.errstate(all="ignore"):
         total, sample = _COUNTERS.get() or (Counters(), 0)
@@ -113,24 +120,3 @@ def execute(
         for z, y, x in chosen:
             run(code, Workgroup(launch, (x, y, z), code.kinds))
     total.add(counters, len(places) / max(len(chosen), 1))
-
-
-def _parameters(
-    code: Code, signature: Mapping[str, str], arguments: Mapping[str, Any]
-) -> dict[str, int]:
-    """The arguments in order, then pointers to scratch and to a profile, which are null."""
-    names = list(code.module.parameters)
-    if len(names) != len(signature) + 2:
-        raise UnknownInstruction(
-            f"{code.module.name} takes {len(names)} parameters, its Program gives {len(signature)}"
-            " and Triton two"
-        )
-    values = dict.fromkeys(names, 0)
-    for name, (argument, kind) in zip(names, signature.items(), strict=False):
-        given = packed(kind, arguments[argument])
-        if 8 * len(given) != code.module.parameters[name]:
-            raise UnknownInstruction(
-                f"parameter {name} of {code.module.parameters[name]} bits gets {argument}, {kind}"
-            )
-        values[name] = int.from_bytes(given, "little")
-    return values

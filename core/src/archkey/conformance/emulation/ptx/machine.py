@@ -16,6 +16,7 @@ from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.shared import Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
+from archkey.conformance.emulation.ptx.tma import Bulk
 from archkey.conformance.emulation.wave import Array
 
 __all__ = ["Group", "Launch", "Order", "Workgroup"]
@@ -74,31 +75,42 @@ class Workgroup:
         poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
         self.shared = Shared(launch.shared_bytes)
-        self.copies = Copies(self)
+        self.copies, self.bulk = Copies(self), Bulk(self)
+        # Tensor maps that were written while it ran -> whether a fence has told TMA since.
+        self.tensor_maps: dict[int, bool] = {}
         self.mbarriers = Mbarriers(self.shared)
         self.watch = Watch(self.shared)
         self.tensor_memory = TensorMemory(self)
         self.drawn = random.Random(hash((launch.order.seed, *place)))
         self.work: list[tuple[Callable[[], None], str]] = []
+        self.unordered: list[tuple[Callable[[], None], str]] = []
 
     def symbol(self, name: str) -> int:
         """A variable's address."""
         return self.symbols[name]
 
-    def later(self, work: Callable[[], None], name: str) -> None:
-        """Asynchronous work: at once, or when no thread can go on."""
+    def later(self, work: Callable[[], None], name: str, ordered: bool = True) -> None:
+        """Asynchronous work: at once, or when no thread can go on. ordered: after what came before
+
+        of the same unit; bulk copies end in any order.
+        """
         if self.order.eager:
             work()
         else:
-            self.work.append((work, name))
+            (self.work if ordered else self.unordered).append((work, name))
 
     def catch_up(self) -> bool:
-        """Do the oldest piece of asynchronous work; False if there is none."""
-        if not self.work:
+        """Do a piece of asynchronous work, drawn of what may come next; False if there is none."""
+        which = self.drawn.randrange(len(self.unordered) + bool(self.work)) if self._waits else -1
+        if which < 0:
             return False
-        work, _ = self.work.pop(0)
+        work, _ = self.work.pop(0) if which == len(self.unordered) else self.unordered.pop(which)
         work()
         return True
+
+    @property
+    def _waits(self) -> bool:
+        return bool(self.work or self.unordered)
 
 
 class Group:

@@ -185,8 +185,8 @@ def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
     return build
 
 
-def _shared_address(emitter: Emitter, instruction: Instruction) -> None:
-    """mapa, cvta: an address of shared memory stays what it is, as there are no clusters."""
+def _same_address(emitter: Emitter, instruction: Instruction) -> None:
+    """cvta: addresses in global and parameter memory are generic ones."""
     target, source = instruction.operands
     if isinstance(source, Immediate):
         raise UnknownInstruction("the address of a constant")
@@ -268,7 +268,8 @@ def _table() -> dict[str, Builder]:
         table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
         table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)
         table[f"red.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, False)
-    table["cvta.to.global.u64"] = _shared_address
+    for space in ("to.global", "global", "to.param", "param"):
+        table[f"cvta.{space}.u64"] = _same_address
     return table
 
 

@@ -20,6 +20,8 @@ from archkey.conformance.emulation.ptx import (
     moves,
     tcgen05,
     tensor_cores,
+    tensor_maps,
+    tma,
 )
 from archkey.conformance.emulation.ptx.counters import Counters, class_of
 from archkey.conformance.emulation.ptx.flow import blocks
@@ -32,7 +34,10 @@ __all__ = ["TARGETS", "Code", "families", "load"]
 TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
-_COMMON = (alu, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control)
+_COMMON = (
+    *(alu, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control),
+    *(tensor_maps, tma),
+)
 
 
 @functools.cache
@@ -49,16 +54,7 @@ def families(target: str) -> Mapping[str, Builder]:
 
 
 HELPERS: dict[str, Any] = {}
-for _family in (
-    arithmetic,
-    convert,
-    moves,
-    collectives,
-    tensor_cores,
-    tcgen05,
-    asynchronous,
-    control,
-):
+for _family in (arithmetic, *_COMMON[1:]):
     HELPERS |= _family.HELPERS
 
 

@@ -187,6 +187,7 @@ def run(code: Code, workgroup: Workgroup) -> None:
     try:
         state.go()
         workgroup.watch.check_done()
+        workgroup.bulk.check_done()
         workgroup.tensor_memory.check_done()
     except (Fault, UnknownInstruction) as error:
         where = code.place(traceback.extract_tb(error.__traceback__))

@@ -130,6 +130,19 @@ class Shared:
         self.written[at] = 1
         self.unseen[at] = 0
 
+    def put_chunks(self, at: Array, values: Array) -> None:
+        """The inverse of `chunks`: values [.., 16] uint8."""
+        self.check(at, CHUNK, CHUNK)
+        where = at // CHUNK
+        self._chunks[where] = np.ascontiguousarray(values).view(np.uint64)
+        self._chunks_written[where] = _ONES[8]
+        self._chunks_unseen[where] = 0
+
+    def forget_chunks(self, at: Array) -> None:
+        """These chunks have no value until what is on its way has come."""
+        self.check(at, CHUNK, CHUNK)
+        self._chunks_written[at // CHUNK] = 0
+
     def forget(self, at: int, size: int) -> None:
         """What lies there has no value any more."""
         self.written[at : at + size] = 0

@@ -58,10 +58,11 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Address:
-    """[base + offset]."""
+    """[base + offset], of a tensor map [base, {coordinates}]."""
 
     base: Register | Immediate | Symbol
     offset: int = 0
+    coordinates: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ _SHARED = re.compile(
 _GLOBAL = re.compile(
     r"\.(?:global|const)\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\s*\[(\d+)\]\s*(?:=\s*\{([^}]*)\})?;"
 )
-_PARAMETER = re.compile(r"\.param\s+\.[a-z](\d+)\s.*?([\w$]+)\s*$")
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.[a-z](\d+)\s.*?([\w$]+)\s*(?:\[(\d+)\])?\s*$"
+)
 _LABEL = re.compile(r"\s*([\w$]+)\s*:(?!:)")
 _ADDRESS = re.compile(r"([^+-]*)([+-]*)(.*)$")
 _FLOAT = re.compile(r"0([fFdD])([0-9A-Fa-f]+)$")
@@ -155,7 +158,7 @@ def parse(text: str) -> Module:
         parameter = _PARAMETER.match(piece)
         if parameter is None:
             raise UnknownInstruction(f"unknown parameter {piece!r}")
-        module.parameters[parameter[2]] = int(parameter[1])
+        module.parameters[parameter[2]] = int(parameter[1]) * int(parameter[3] or 1)
     for shared in _SHARED.finditer(clean):
         module.shared[shared[1]] = int(shared[2]) if shared[2] else -1
     for constant in _GLOBAL.finditer(clean):
@@ -269,17 +272,7 @@ class _Body:
         if text[0] == "{":
             return Vector(tuple(self._operand(piece, scopes) for piece in _split(text[1:-1])))
         if text[0] == "[":
-            inside = _ADDRESS.match(text[1:-1].strip())
-            if inside is None:
-                raise UnknownInstruction(f"unknown address {text}")
-            base, sign, offset = inside.groups()
-            if not base.strip():
-                return Address(Immediate(int(sign + offset, 0)))
-            found = self._operand(base, scopes)
-            if not isinstance(found, Register | Immediate | Symbol):
-                raise UnknownInstruction(f"unknown address {text}")
-            size = int(offset, 0) if offset.strip() else 0
-            return Address(found, -size if "-" in sign else size)
+            return self._address(text, scopes)
         if (value := _number(text)) is not None:
             return Immediate(value)
         negated = text.startswith("!")
@@ -294,6 +287,21 @@ class _Body:
         if text[0] == "%":
             return Special(text)
         return Symbol(text)
+
+    def _address(self, text: str, scopes: tuple[int, ...]) -> Address:
+        place, *rest = _split(text[1:-1])
+        inside = _ADDRESS.match(place.strip())
+        given = self._operand(rest[0], scopes) if rest else Vector(())
+        if inside is None or len(rest) > 1 or not isinstance(given, Vector):
+            raise UnknownInstruction(f"unknown address {text}")
+        base, sign, offset = inside.groups()
+        if not base.strip():
+            return Address(Immediate(int(sign + offset, 0)))
+        found = self._operand(base, scopes)
+        if not isinstance(found, Register | Immediate | Symbol):
+            raise UnknownInstruction(f"unknown address {text}")
+        size = int(offset, 0) if offset.strip() else 0
+        return Address(found, -size if "-" in sign else size, given.elements)
 
 
 def _unlabelled(current: str) -> str:
