@@ -285,8 +285,8 @@ def function(
             raise UnknownInstruction(f"unknown operands in {instruction}: {error!r}") from error
     if block.ends in ("branch", "exit") and block.guarded:
         answer = emitter.mask
-    elif block.ends == "barrier":
-        answer = emitter.lines.pop()[1]  # what the builder of the barrier left
+    elif block.ends in ("barrier", "table"):
+        answer = emitter.lines.pop()[1]  # what the builder left
     keep = emitter.fresh()
     emitter.line(f"{keep} = {answer}")
     emitter.leave(sorted(written & block.after), module.registers)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
 from archkey.conformance.emulation.ptx.counters import Counters
@@ -81,6 +82,8 @@ class Workgroup:
         self.mbarriers = Mbarriers(self.shared)
         self.watch = Watch(self.shared)
         self.tensor_memory = TensorMemory(self)
+        # Warp -> how many registers it has asked for, in order.
+        self.setmaxnreg: dict[int, list[int]] = {}
         self.drawn = random.Random(hash((launch.order.seed, *place)))
         self.work: list[tuple[Callable[[], None], str]] = []
         self.unordered: list[tuple[Callable[[], None], str]] = []
@@ -88,6 +91,16 @@ class Workgroup:
     def symbol(self, name: str) -> int:
         """A variable's address."""
         return self.symbols[name]
+
+    def check_done(self) -> None:
+        """Fault at the end for what is left over."""
+        for first in range(0, self.threads // 32, 4):
+            asked = [self.setmaxnreg.get(warp, []) for warp in range(first, first + 4)]
+            if any(one != asked[0] for one in asked):
+                raise Fault(f"warps {first} to {first + 3} end after setmaxnreg to {asked}")
+        self.watch.check_done()
+        self.bulk.check_done()
+        self.tensor_memory.check_done()
 
     def later(self, work: Callable[[], None], name: str, ordered: bool = True) -> None:
         """Asynchronous work: at once, or when no thread can go on. ordered: after what came before

@@ -98,6 +98,11 @@ class _Run:
             self._arrive(strand, following, group)
         elif block.ends == "barrier":
             self._barrier(strand, following, group, *answer)
+        elif block.ends == "table":
+            for number in np.unique(answer).tolist():
+                if number >= len(block.targets):
+                    raise Fault(f"branch {number} of a table of {len(block.targets)}")
+                self._arrive(strand, block.targets[number], group.part(answer == number))
         elif answer is None or answer.all():
             self._leave(strand, target, group)
         elif not answer.any():
@@ -186,9 +191,7 @@ def run(code: Code, workgroup: Workgroup) -> None:
     state = _Run(code, workgroup)
     try:
         state.go()
-        workgroup.watch.check_done()
-        workgroup.bulk.check_done()
-        workgroup.tensor_memory.check_done()
+        workgroup.check_done()
     except (Fault, UnknownInstruction) as error:
         where = code.place(traceback.extract_tb(error.__traceback__))
         place = f", at {where}" if where else ""

@@ -210,8 +210,9 @@ def _later(S: Any, arguments: tuple[Any, ...]) -> None:
 
 def _commit(S: Any, at: Array, mask: Any) -> None:
     for one in (at if mask is None else at[mask]).tolist():
-        S.mbarriers.at(one & 0xFFFFFFFF)
-        S.later(lambda one=one: S.mbarriers.arrive(one & 0xFFFFFFFF), "tcgen05.commit")
+        where = one & 0xFFFFFFFF
+        barrier = S.mbarriers.at(where)
+        S.later(lambda at=where, to=barrier: S.mbarriers.told(at, to), "tcgen05.commit")
 
 
 def _cells(G: Any, address: Array, count: int, split: int) -> tuple[Array, Array]:

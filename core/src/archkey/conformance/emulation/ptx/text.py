@@ -106,6 +106,7 @@ class Module:
     shared_bytes  of shared memory that the text itself fixes, by the variable's name; -1: what the
                   launch gives
     constants     variables in global memory -> their bytes
+    tables        of branches by a number: labels, by the table's own label
     """
 
     name: str
@@ -116,6 +117,7 @@ class Module:
     labels: dict[str, int] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     constants: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
 
 
@@ -181,14 +183,17 @@ class _Body:
     def read(self) -> None:
         pending: list[tuple[int, str, tuple[int, ...]]] = []
         for line, statement in self._statements():
-            rest = statement
-            while label := _LABEL.match(rest):
-                self.module.labels[self._local(label[1])] = len(pending)
-                rest = rest[label.end() :]
+            rest, label = statement, None
+            while found := _LABEL.match(rest):
+                label = self._local(found[1])
+                self.module.labels[label] = len(pending)
+                rest = rest[found.end() :]
             rest = " ".join(rest.split())
             if not rest:
                 continue
-            if rest.startswith(".reg"):
+            if rest.startswith(".branchtargets") and label and not self.scopes[-1]:
+                self.module.tables[label] = tuple(rest.partition(" ")[2].replace(",", " ").split())
+            elif rest.startswith(".reg"):
                 self._declare(rest)
             elif rest.startswith("."):
                 if not rest.startswith((".pragma", ".shared")):
