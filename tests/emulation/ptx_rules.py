@@ -19,6 +19,7 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 import numpy as np
 import torch
 from tests.emulation.ptx_kernels import Machine, kernels_of
+from tests.emulation.ptx_tma_rules import ROWS_OF_FOUR, WRONG
 
 from archkey.conformance.emulation import numbers
 from archkey.conformance.emulation.ptx import descriptors, fragments, program, tcgen05
@@ -149,6 +150,8 @@ RULES: dict[str, Rule] = {
     "FP8 codes": _helper("e4m3_pair", lambda high, low: _HELP["e4m3_pair"](low, high)),
     "bytes of prmt": _helper("permute", lambda a, b, selector: _HELP["permute"](b, a, selector)),
     "the upper half of a product": _helper("high", lambda a, b: a * b),
+    **{name: Rule(*rule) for name, rule in WRONG.items()},
+    **{name: Rule(*rule, _SM100) for name, rule in ROWS_OF_FOUR.items()},
 }
 """Each changes what at least one kernel computes, or stops it."""
 

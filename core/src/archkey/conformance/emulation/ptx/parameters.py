@@ -19,15 +19,15 @@ from archkey.conformance.emulation.memory import Room
 from archkey.conformance.emulation.ptx import tensor_maps
 from archkey.conformance.emulation.ptx.text import Module
 
-__all__ = ["Given", "buffer", "expanded", "given"]
+__all__ = ["MAP", "Described", "Given", "buffer", "expanded", "given"]
 
-_MAP = "nvTmaDesc"
+MAP = "nvTmaDesc"
 _DESCRIPTOR = re.compile(r"tensordesc<([^[>]*)\[([^]]*)\]")
 _SCRATCH_BYTE = 0xA5
 _ALIGNED = 128
 
 
-class _Described(NamedTuple):
+class Described(NamedTuple):
     """A tensor map that the host makes, and the tensor that it is of."""
 
     data: bytes
@@ -64,7 +64,7 @@ def expanded(
         if not left:
             raise UnknownInstruction(f"{name}, {kind}, of which Triton's metadata says nothing")
         meta = left.pop(0)
-        kinds[name], values[name] = _MAP, _described(value, meta)
+        kinds[name], values[name] = MAP, _described(value, meta)
         rank = found[2].count(",") + 1
         for n, (letter, whole) in enumerate([("i32", value.shape), ("i64", value.strides)]):
             for d in range(rank):
@@ -72,7 +72,7 @@ def expanded(
     return kinds, values
 
 
-def _described(value: Any, meta: Mapping[str, Any]) -> _Described:
+def _described(value: Any, meta: Mapping[str, Any]) -> Described:
     shape, size = list(value.shape), meta["elem_size"]
     if value.strides[-1] != 1:
         raise Fault(f"a tensor descriptor of strides {list(value.strides)}: the last must be 1")
@@ -81,7 +81,7 @@ def _described(value: Any, meta: Mapping[str, Any]) -> _Described:
     strides = [int(stride) * size for stride in value.strides]
     nan = getattr(value, "padding", "zero") == "nan"
     form = (meta["elem_type"], meta["swizzle"], nan, shape, strides, meta["block_size"])
-    return _Described(tensor_maps.described(value.base.data_ptr(), *form), value.base)
+    return Described(tensor_maps.described(value.base.data_ptr(), *form), value.base)
 
 
 def buffer(size: int, fill: int = 0) -> tuple[Any, int]:
@@ -105,7 +105,7 @@ def given(
     made = Given(dict.fromkeys(names, 0), {}, rooms, [])
     for name, (argument, kind) in zip(names, signature.items(), strict=False):
         value = arguments[argument]
-        data = value.data if kind == _MAP else packed(kind, value)
+        data = value.data if kind == MAP else packed(kind, value)
         if 8 * len(data) != module.parameters[name]:
             raise UnknownInstruction(
                 f"parameter {name} of {module.parameters[name]} bits gets {argument}, {kind}"
