@@ -22,7 +22,13 @@ from tests.emulation.ptx_kernels import Machine, kernels_of
 from tests.emulation.ptx_tma_rules import ROWS_OF_FOUR, WRONG
 
 from archkey.conformance.emulation import numbers
-from archkey.conformance.emulation.ptx import descriptors, fragments, program, tcgen05
+from archkey.conformance.emulation.ptx import (
+    descriptors,
+    fragments,
+    program,
+    tcgen05,
+    tcgen05_moves,
+)
 
 
 class Rule(NamedTuple):
@@ -60,7 +66,7 @@ _LEFT, _RIGHT, _WHOLE, _SPREAD = (
     *(fragments.left, fragments.right, fragments.whole, fragments.spread),
 )
 _SCALES, _LANES, _CELLS, _PADDED = (
-    *(tcgen05._scales, tcgen05._lanes, tcgen05._cells, tcgen05._padded),
+    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._cells, tcgen05._padded),
 )
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
@@ -136,7 +142,7 @@ RULES: dict[str, Rule] = {
     "columns of B's fragment": Rule(fragments, "right", _swapped(_RIGHT, 1)),
     "the accumulator's order": Rule(fragments, "whole", _swapped(_WHOLE, 1)),
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
-    "half split of tcgen05.ld": Rule(tcgen05, "_cells", _half_split, _SM100),
+    "half split of tcgen05.ld": Rule(tcgen05_moves, "_cells", _half_split, _SM100),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
     # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
     "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),

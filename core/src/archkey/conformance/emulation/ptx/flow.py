@@ -24,7 +24,7 @@ _BRANCH = re.compile(r"bra(?:\.uni)?$")
 _BARRIER = re.compile(r"(?:bar|barrier)\.(?:cta\.)?sync(?:\.aligned)?$")
 _TABLE = re.compile(r"brx\.idx(?:\.uni)?$")
 _EXIT = ("ret", "exit")
-_WAIT = re.compile(r"mbarrier\.(?:try|test)_wait\b")
+_WAIT = re.compile(r"(?:mbarrier\.(?:try|test)_wait|barrier\.cluster\.wait)\b")
 _GROUP = re.compile(r"wgmma\.mma_async\b")
 _NO_RESULT = re.compile(
     r"(?:st|red|bar|barrier|cp|mbarrier\.(?:init|inval|arrive)|wgmma\.(?:fence|commit|wait)|fence|"

@@ -41,8 +41,9 @@ SPECIAL = {
     **{f"%ntid.{axis}": "full(G.n, u4(1))" for axis in "yz"},
     **{f"%ctaid.{axis}": f"full(G.n, u4(S.place[{n}]))" for n, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"full(G.n, u4(S.grid[{n}]))" for n, axis in enumerate("xyz")},
-    **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "xyz"},
-    "%cluster_ctarank": "full(G.n, u4(0))",
+    **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
+    **dict.fromkeys(("%cluster_ctarank", "%cluster_ctaid.x"), "full(G.n, u4(S.rank))"),
+    **dict.fromkeys(("%cluster_nctarank", "%cluster_nctaid.x"), "full(G.n, u4(S.cluster.size))"),
 }
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.parameters import expanded, given
@@ -67,12 +67,11 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
     shared_bytes = compiled.shared_memory_bytes
 
     def launch(grid: tuple[int, int, int], *arguments: Any) -> None:
-        if getattr(metadata, "num_ctas", 1) != 1:
-            raise UnknownInstruction("clusters of workgroups (num_ctas) are not known")
         given = dict(zip(names, arguments, strict=True))
         present = {name: given[name] for name in signature}
         maps = getattr(metadata, "tensordesc_meta", None) or ()
-        scratch = getattr(metadata, "global_scratch_size", 0) * math.prod(grid)
+        workgroups = math.prod(grid) * getattr(metadata, "num_ctas", 1)
+        scratch = getattr(metadata, "global_scratch_size", 0) * workgroups
         execute(text, grid, *expanded(signature, present, maps), shared_bytes, scratch)
 
     return launch
@@ -88,7 +87,8 @@ def execute(
 ) -> None:
     """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars.
 
-    scratch: bytes in global memory of all workgroups together
+    grid     of clusters, if it has any: workgroups of one are neighbours along x
+    scratch  bytes in global memory of all workgroups together
     """
     code = load(text)
     constants = {
@@ -109,8 +109,9 @@ def execute(
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
     counters = Counters()
+    size = code.module.cluster
     launch = Launch(
-        *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
+        *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE, Memory(rooms)),
         *(found.values, symbols, _ORDER.get() or Order(), counters),
     )
     with np.errstate(all="ignore"):
@@ -118,5 +119,7 @@ def execute(
         places = [*itertools.product(*(range(n) for n in reversed(grid)))]
         chosen = places[:: -(-len(places) // sample)] if sample else places
         for z, y, x in chosen:
-            run(code, Workgroup(launch, (x, y, z), code.kinds))
+            cluster = Cluster(size, code.module.threads)
+            ranks = range(x * size, x * size + size)
+            run(code, [Workgroup(launch, (n, y, z), code.kinds, cluster) for n in ranks])
     total.add(counters, len(places) / max(len(chosen), 1))

@@ -13,8 +13,9 @@ import numpy as np
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
+from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.counters import Counters
-from archkey.conformance.emulation.ptx.shared import Shared
+from archkey.conformance.emulation.ptx.shared import RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
 from archkey.conformance.emulation.ptx.tma import Bulk
@@ -65,7 +66,13 @@ class Launch(NamedTuple):
 class Workgroup:
     """One workgroup (CTA) while it runs."""
 
-    def __init__(self, launch: Launch, place: tuple[int, int, int], kinds: list[str]) -> None:
+    def __init__(
+        self, launch: Launch, place: tuple[int, int, int], kinds: list[str], cluster: Cluster
+    ) -> None:
+        self.cluster, self.rank = cluster, cluster.add(self)
+        self.ended = False
+        # Of each thread the phase of the cluster's barrier that it has arrived at; -1: none.
+        self.cluster_phase = np.full(launch.threads, -1)
         self.place, self.grid, self.threads = place, launch.grid, launch.threads
         self.memory, self.parameters, self.symbols = (
             launch.memory,
@@ -75,7 +82,7 @@ class Workgroup:
         self.order, self.counters = launch.order, launch.counters
         poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
-        self.shared = Shared(launch.shared_bytes)
+        self.shared = Shared(launch.shared_bytes, self.rank)
         self.copies, self.bulk = Copies(self), Bulk(self)
         # Tensor maps that were written while it ran -> whether a fence has told TMA since.
         self.tensor_maps: dict[int, bool] = {}
@@ -90,7 +97,26 @@ class Workgroup:
 
     def symbol(self, name: str) -> int:
         """A variable's address."""
-        return self.symbols[name]
+        address = self.symbols[name]
+        return address | self.rank << RANK if address < 1 << RANK else address
+
+    def check_alive(self, other: Workgroup) -> None:
+        """Fault for another workgroup that looks into the memory of one that is no more."""
+        if self.ended and other is not self:
+            raise Fault("the shared memory of a workgroup of the cluster that has ended")
+
+    def owner(self, address: int) -> tuple[Workgroup, int]:
+        """Whose shared memory an address is in, and the address there without its rank."""
+        rank = address >> RANK
+        found = self if rank == self.rank else self.cluster.at(rank)
+        return found, address & ((1 << RANK) - 1)
+
+    def said(self, where: int | None) -> str:
+        """What somebody waits for: an mbarrier at an address, or the cluster's barrier."""
+        if where is None:
+            return self.cluster.said()
+        owner, address = self.owner(where)
+        return owner.mbarriers.said(address)
 
     def check_done(self) -> None:
         """Fault at the end for what is left over."""
@@ -158,6 +184,9 @@ class Group:
         return self._parts[key]
 
     @staticmethod
-    def blocked(over: Any, at: Array) -> Any:
-        """What a block returns that waits: for whom the wait is over, and for what it is not."""
-        return ("blocked", over, int(at[0]))
+    def blocked(over: Any, at: Array | None) -> Any:
+        """What a block returns that waits: for whom the wait is over, and for what it is not.
+
+        at: addresses of an mbarrier; None: the cluster's barrier
+        """
+        return ("blocked", over, None if at is None else int(at[0]))

@@ -25,7 +25,7 @@ from archkey.conformance.emulation.ptx.text import (
 )
 from archkey.conformance.emulation.wave import Array
 
-__all__ = ["HELPERS", "TABLE"]
+__all__ = ["HELPERS", "TABLE", "elements_of", "kinds_of_registers"]
 
 
 def _aligned(at: Array, span: int) -> None:
@@ -123,14 +123,15 @@ HELPERS: dict[str, Any] = {
 }
 
 
-def _elements(operand: Operand) -> list[Operand]:
+def elements_of(operand: Operand) -> list[Operand]:
+    """The registers of a vector, or the one operand."""
     return list(operand.elements) if isinstance(operand, Vector) else [operand]
 
 
 def _load(space: str, kind: str, count: int) -> Builder:
     def build(emitter: Emitter, instruction: Instruction) -> None:
         target, source, *policy = instruction.operands
-        targets = _elements(target)
+        targets = elements_of(target)
         if len(targets) != count or len(policy) > 1:
             raise UnknownInstruction(f"{len(targets)} results, {count} are expected")
         at = emitter.address(source, space == "global")
@@ -145,7 +146,7 @@ def _load(space: str, kind: str, count: int) -> Builder:
 def _store(space: str, kind: str, count: int) -> Builder:
     def build(emitter: Emitter, instruction: Instruction) -> None:
         target, source, *policy = instruction.operands
-        sources = _elements(source)
+        sources = elements_of(source)
         if len(sources) != count or len(policy) > 1:
             raise UnknownInstruction(f"{len(sources)} values, {count} are expected")
         at = emitter.address(target, space == "global")
@@ -193,12 +194,17 @@ def _same_address(emitter: Emitter, instruction: Instruction) -> None:
     emitter.write(target, "u8", emitter.vector(source, "u8"))
 
 
-def _table() -> dict[str, Builder]:
-    table: dict[str, Builder] = {}
-    kinds = [
+def kinds_of_registers() -> list[tuple[str, str]]:
+    """(type of an instruction, numpy's kind)."""
+    return [
         *((f"{c}{8 * n}", f"{'i' if c == 's' else 'u'}{n}") for c in "bus" for n in (1, 2, 4, 8)),
         *((f"f{8 * n}", f"f{n}") for n in (4, 8)),
     ]
+
+
+def _table() -> dict[str, Builder]:
+    table: dict[str, Builder] = {}
+    kinds = kinds_of_registers()
     caches = (
         *("", ".L1::evict_last", ".L1::evict_first", ".L1::no_allocate", ".L1::evict_normal"),
         *(".L1::evict_last.L2::cache_hint", ".L1::evict_first.L2::cache_hint"),

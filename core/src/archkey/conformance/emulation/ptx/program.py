@@ -14,11 +14,13 @@ from archkey.conformance.emulation.ptx import (
     alu,
     arithmetic,
     asynchronous,
+    cluster,
     collectives,
     control,
     convert,
     moves,
     tcgen05,
+    tcgen05_moves,
     tensor_cores,
     tensor_maps,
     tma,
@@ -35,8 +37,8 @@ TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(alu, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control),
-    *(tensor_maps, tma),
+    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_moves),
+    *(asynchronous, control, tensor_maps, tma, cluster),
 )
 
 

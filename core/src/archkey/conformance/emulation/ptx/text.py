@@ -112,6 +112,7 @@ class Module:
     name: str
     target: str
     threads: int
+    cluster: int = 1
     parameters: dict[str, int] = field(default_factory=dict)
     registers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
@@ -153,9 +154,10 @@ def parse(text: str) -> Module:
     threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", entry[3])
     if threads is None or target is None:
         raise UnknownInstruction("a kernel without .reqntid and .target")
-    if found := re.search(r"\.(?:reqnctapercluster|explicitcluster)\b", entry[3]):
-        raise UnknownInstruction(f"clusters ({found[0]}) are not known")
-    module = Module(entry[1], target[1], int(threads[1]))
+    cluster = re.search(r"\.reqnctapercluster\s+(\d+)((?:\s*,\s*1)*)\s*(\.|$)", entry[3])
+    if cluster is None and "cluster" in entry[3]:
+        raise UnknownInstruction(f"clusters as {' '.join(entry[3].split())}")
+    module = Module(entry[1], target[1], int(threads[1]), int(cluster[1]) if cluster else 1)
     for piece in filter(None, map(str.strip, entry[2].split(","))):
         parameter = _PARAMETER.match(piece)
         if parameter is None:

@@ -8,9 +8,10 @@ cp.async.bulk.tensor, cp.reduce.async.bulk.tensor, commit_group, wait_group.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -106,27 +107,62 @@ def _each(G: Any, mask: Any) -> list[int]:
     return list(range(G.n)) if mask is None else np.flatnonzero(mask).tolist()
 
 
-def _arriving(S: Any, at: Array, barrier: int, fetch: Callable[[], Array]) -> None:
-    """A load on its way: chunks `at` get what `fetch` finds, then the mbarrier gets their bytes."""
-    S.mbarriers.at(barrier)
-    S.shared.forget_chunks(at)
+class _Target(NamedTuple):
+    """Where a load goes: a workgroup and the address there, and likewise of its mbarrier."""
 
-    def work() -> None:
-        S.shared.put_chunks(at, fetch())
-        S.mbarriers.transferred(barrier, at.size * CHUNK)
+    owner: Any
+    to: int
+    counter: Any
+    barrier: int
 
-    S.later(work, "a bulk load", ordered=False)
+
+def _targets(S: Any, to: int, barrier: int, ranks: int, paired: bool) -> list[_Target]:
+    """ranks: a bit for each workgroup of the cluster that gets a copy; -1: the one of `to`.
+
+    paired: the mbarrier may be that of the other workgroup of a pair
+    """
+    owner, where = S.owner(to)
+    counter, bar = S.owner(barrier)
+    if ranks < 0:
+        if counter is not owner and not paired:
+            raise Fault("a bulk load and its mbarrier are in two workgroups")
+        return [_Target(owner, where, counter, bar)]
+    if ranks >> S.cluster.size:
+        raise Fault(f"a bulk load for the workgroups {ranks:#b} of a cluster of {S.cluster.size}")
+    chosen = [rank for rank in range(S.cluster.size) if ranks >> rank & 1]
+    told = [rank & ~1 | counter.rank & 1 if paired else rank for rank in chosen]
+    at = S.cluster.at
+    return [_Target(at(n), where, at(m), bar) for n, m in zip(chosen, told, strict=True)]
+
+
+def _arriving(
+    S: Any, targets: list[_Target], chunks: Callable[[int], Array], fetch: Callable[[], Array]
+) -> None:
+    """A load on its way: its chunks get what `fetch` finds, then the mbarrier their bytes."""
+    for target in targets:
+        target.owner.check_alive(S)
+        at = chunks(target.to)
+        target.counter.mbarriers.at(target.barrier)
+        target.owner.shared.forget_chunks(at)
+
+        def work(target: _Target = target, at: Array = at) -> None:
+            target.owner.shared.put_chunks(at, fetch())
+            target.counter.mbarriers.transferred(target.barrier, at.size * CHUNK)
+
+        S.later(work, "a bulk load", ordered=False)
 
 
 def _load_box(
     S: Any, G: Any, rows: bool, to: Array, table: Array, place: tuple[Array, ...], barrier: Array,
-    mask: Any,
+    ranks: Any, paired: bool, mask: Any,
 ) -> None:  # fmt: skip
     for n in _each(G, mask):
         tensor = tensor_maps.loaded(S, int(table[n]))
         box = boxes.cut(tensor, tuple(int(c[n]) for c in place), rows)
-        at = boxes.chunks_of(box, int(to[n]))
-        _arriving(S, at, int(barrier[n]), lambda box=box: boxes.fetched(S, box))  # type: ignore[misc]
+        who = -1 if ranks is None else int(ranks[n])
+        targets = _targets(S, int(to[n]), int(barrier[n]), who, paired)
+        chunks = functools.partial(boxes.chunks_of, box)
+        _arriving(S, targets, chunks, functools.partial(boxes.fetched, S, box))
 
 
 def _store_box(
@@ -138,7 +174,7 @@ def _store_box(
         if tensor.type.padded:
             raise UnknownInstruction("a store of padded elements")
         box = boxes.cut(tensor, tuple(int(c[n]) for c in place), rows)
-        at = boxes.chunks_of(box, int(source[n]))
+        at = boxes.chunks_of(box, int(S.shared.local(source[n : n + 1])[0]))
 
         def write(data: Array, box: boxes.Box = box) -> None:
             if reduction:
@@ -161,20 +197,23 @@ def _load_bytes(
 ) -> None:
     for n in _each(G, mask):
         start, count = int(source[n]), int(size[n])
-        at = _plain(int(to[n]), start, count)
+        targets = _targets(S, int(to[n]), int(barrier[n]), -1, False)
+
+        def chunks(at: int, start: int = start, count: int = count) -> Array:
+            return _plain(at, start, count)
 
         def fetch(start: int = start, count: int = count) -> Array:
             S.counters.copied += count
             words = S.memory.load(np.arange(start, start + count, 8, np.uint64), 8, 1)[0]
             return words.view(np.uint8).reshape(-1, CHUNK)
 
-        _arriving(S, at, int(barrier[n]), fetch)
+        _arriving(S, targets, chunks, fetch)
 
 
 def _store_bytes(S: Any, G: Any, to: Array, source: Array, size: Array, mask: Any) -> None:
     for n in _each(G, mask):
         start, count = int(to[n]), int(size[n])
-        at = _plain(int(source[n]), start, count)
+        at = _plain(int(S.shared.local(source[n : n + 1])[0]), start, count)
 
         def write(data: Array, start: int = start, count: int = count) -> None:
             S.counters.stored += count
@@ -202,11 +241,14 @@ def _tensor(emitter: Emitter, operand: Any, count: int) -> str:
 def _box_load(count: int, rows: bool) -> Builder:
     def build(emitter: Emitter, instruction: Instruction) -> None:
         to, source, barrier, *rest = instruction.operands
-        if len(rest) != instruction.name.endswith(".L2::cache_hint"):
+        several = ".multicast::cluster" in instruction.name
+        if len(rest) != several + instruction.name.endswith(".L2::cache_hint"):
             raise UnknownInstruction(f"{len(instruction.operands)} operands")
+        ranks = emitter.vector(rest[0], "u2") if several else "None"
         emitter.line(
             f"load_box(S, G, {rows}, {emitter.shared(to)}, {_tensor(emitter, source, count)}, "
-            f"{emitter.shared(barrier)}, {emitter.mask})"
+            f"{emitter.shared(barrier)}, {ranks}, {'cta_group::2' in instruction.name}, "
+            f"{emitter.mask})"
         )
 
     return build
@@ -254,6 +296,10 @@ def _nothing(emitter: Emitter, instruction: Instruction) -> None:
     """A prefetch."""
 
 
+_SEVERAL = ".multicast::cluster"
+_PAIRS = (".cta_group::1", ".cta_group::2")
+
+
 def _table() -> dict[str, Builder]:
     table: dict[str, Builder] = {
         "cp.async.bulk.commit_group": _commit,
@@ -272,10 +318,14 @@ def _table() -> dict[str, Builder]:
             *((f"{n}d", tile, n, False) for n in range(1, 6) for tile in ("", ".tile")),
             ("2d", ".tile::gather4", 5, True),
         ):
-            for space in ("shared::cluster", "shared::cta"):
+            for space, more in (
+                *(("shared::cta", ""), ("shared::cluster", ""), ("shared::cluster", _SEVERAL)),
+                *(("shared::cluster", pair) for pair in _PAIRS),
+                *(("shared::cluster", f"{_SEVERAL}{pair}") for pair in _PAIRS),
+            ):
                 # The mode stands before or after the spaces, by who wrote it.
                 for order in (f"{tile}.{space}.global", f".{space}.global{tile}"):
-                    name = f"cp.async.bulk.tensor.{dims}{order}.{done}{hint}"
+                    name = f"cp.async.bulk.tensor.{dims}{order}.{done}{more}{hint}"
                     table[name] = _box_load(count, rows)
         for dims, tile, count, rows in (
             *((f"{n}d", tile, n, False) for n in range(1, 6) for tile in ("", ".tile")),
