@@ -118,7 +118,7 @@ def _shuffled_tiles(S: Any, G: Any, at: Any, registers: list[Any], turned: bool)
 
 
 def _always_adds(*given: Any) -> None:
-    *first, keep, mask = given
+    *first, keep, mask = given  # both last ones are those of the threads
     _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
 
 

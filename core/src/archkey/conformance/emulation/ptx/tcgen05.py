@@ -137,16 +137,37 @@ def _scales(S: Any, address: int, rows: int, kind: Kind, scale_id: int, power: b
 
 
 def _product(
-    S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool
+    S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool, pair: bool
 ) -> None:
-    """What one tcgen05.mma does. a: a descriptor, or the address in tensor memory in a tuple."""
-    shape, memory = _shape(kind, word), S.tensor_memory
-    lanes = _lanes(shape.rows, d >> 16)
+    """What one tcgen05.mma does. a: a descriptor, or the address in tensor memory in a tuple.
+
+    pair: each of two workgroups has half of the rows of A and of D, and of the columns of B
+    """
+    shape, members = _shape(kind, word), _members(S, pair)
+    part = shape._replace(rows=shape.rows // len(members))
+    each = shape.columns // len(members)
+    right = np.concatenate(
+        [_operand(one, kind, b, each, shape.formats[1], shape.turned[1]) for one in members]
+    )
+    for one in members:
+        _own_rows(one, kind, part, d, a, right, scales, keep)
+    S.counters.flops += 2 * shape.rows * shape.columns * kind.columns
+
+
+def _members(S: Any, pair: bool) -> list[Any]:
+    """The workgroups that a product is made by: of a pair the even one comes first."""
+    return [S.cluster.at(rank) for rank in (S.rank & ~1, S.rank | 1)] if pair else [S]
+
+
+def _own_rows(
+    S: Any, kind: Kind, shape: _Shape, d: int, a: Any, right: Array, scales: Any, keep: bool
+) -> None:
+    """One workgroup's rows of a product with `right` [columns, K]."""
+    memory, lanes = S.tensor_memory, _lanes(shape.rows, d >> 16)
     if isinstance(a, tuple):
         left = _from_tensor_memory(S, kind, a[0], shape)
     else:
         left = _operand(S, kind, a, shape.rows, shape.formats[0], shape.turned[0])
-    right = _operand(S, kind, b, shape.columns, shape.formats[1], shape.turned[1])
     if kind.block:
         power = shape.e8m0
         left = left * _scales(S, scales[0], shape.rows, kind, shape.scale_ids[0], power)
@@ -159,7 +180,6 @@ def _product(
         total = total + memory.read(*where).view(shape.total)
     rounded = total.astype(np.int64 if shape.total == "i4" else np.float32)
     memory.write(*where, rounded.astype(shape.total).view(np.uint32))
-    S.counters.flops += 2 * shape.rows * shape.columns * kind.columns
 
 
 def _from_tensor_memory(S: Any, kind: Kind, address: int, shape: _Shape) -> Array:
@@ -173,33 +193,44 @@ def _from_tensor_memory(S: Any, kind: Kind, address: int, shape: _Shape) -> Arra
 
 
 def _mma(
-    S: Any, name: str, d: Array, a: Any, b: Array, word: Array, scales: Any, keep: Array, mask: Any
-) -> None:
+    S: Any, name: str, pair: bool, d: Array, a: Any, b: Array, word: Array, scales: Any,
+    keep: Array, mask: Any,
+) -> None:  # fmt: skip
     """Issue, by each thread under the mask."""
     chosen = range(len(d)) if mask is None else np.flatnonzero(mask)
     for n in chosen:
         left = (int(a[0][n]),) if isinstance(a, tuple) else int(a[n])
         given = tuple(int(one[n]) for one in scales)
-        arguments = (KINDS[name], int(word[n]), int(d[n]), left, int(b[n]), given, bool(keep[n]))
-        shape = _shape(arguments[0], int(word[n]))
-        memory = S.tensor_memory
-        memory.check(int(d[n]) & 0xFFFF, shape.columns)
-        rows = _lanes(shape.rows, int(d[n]) >> 16)[:, None]
-        if keep[n]:
-            memory.settled(rows, (int(d[n]) & 0xFFFF) + np.arange(shape.columns))
-        if isinstance(left, tuple):
-            memory.settled(
-                _lanes(shape.rows, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8)
-            )
-        for one in given:
-            memory.settled(np.arange(32)[:, None], (one & 0xFFFF) + np.arange(1))
-        memory.in_flight += 1
-        _later(S, arguments)
+        numbers = (int(word[n]), int(d[n]), left, int(b[n]), given, bool(keep[n]), pair)
+        if pair and (S.cluster.size < 2 or S.rank & 1):
+            raise Fault("a product of two workgroups, not by the even one of a pair")
+        shape = _shape(KINDS[name], int(word[n]))
+        members = _members(S, pair)
+        if pair and shape.rows != 256:
+            raise UnknownInstruction(f"{shape.rows} rows in two workgroups")
+        for one in members:
+            _check_issued(one, shape, shape.rows // len(members), numbers)
+        _later(S, members, (KINDS[name], *numbers))
 
 
-def _later(S: Any, arguments: tuple[Any, ...]) -> None:
+def _check_issued(S: Any, shape: _Shape, count: int, numbers: tuple[Any, ...]) -> None:
+    """Fault for tensor memory of a workgroup that a product must not use yet."""
+    _, d, left, _, scales, keep, _ = numbers
+    memory = S.tensor_memory
+    memory.check(d & 0xFFFF, shape.columns)
+    if keep:
+        memory.settled(_lanes(count, d >> 16)[:, None], (d & 0xFFFF) + np.arange(shape.columns))
+    if isinstance(left, tuple):
+        memory.settled(_lanes(count, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8))
+    for one in scales:
+        memory.settled(np.arange(32)[:, None], (one & 0xFFFF) + np.arange(1))
+    memory.in_flight += 1
+
+
+def _later(S: Any, members: list[Any], arguments: tuple[Any, ...]) -> None:
     def work() -> None:
-        S.tensor_memory.in_flight -= 1
+        for one in members:
+            one.tensor_memory.in_flight -= 1
         try:
             _product(S, *arguments)
         except (Fault, UnknownInstruction) as error:
@@ -208,11 +239,16 @@ def _later(S: Any, arguments: tuple[Any, ...]) -> None:
     S.later(work, "tcgen05.mma")
 
 
-def _commit(S: Any, at: Array, mask: Any) -> None:
-    for one in (at if mask is None else at[mask]).tolist():
-        owner, where = S.owner(one & 0xFFFFFFFF)
-        told = functools.partial(owner.mbarriers.told, where, owner.mbarriers.at(where))
-        S.later(told, "tcgen05.commit")
+def _commit(S: Any, at: Array, ranks: Any, mask: Any) -> None:
+    """ranks: bits of the workgroups whose mbarrier at that place is told; None: the own one's."""
+    for n in range(len(at)) if mask is None else np.flatnonzero(mask):
+        owner, where = S.owner(int(at[n]) & 0xFFFFFFFF)
+        owners = [owner]
+        if ranks is not None:
+            owners = [S.cluster.at(r) for r in range(16) if int(ranks[n]) >> r & 1]
+        for one in owners:
+            told = functools.partial(one.mbarriers.told, where, one.mbarriers.at(where))
+            S.later(told, "tcgen05.commit")
 
 
 HELPERS: dict[str, Any] = {
@@ -220,7 +256,7 @@ HELPERS: dict[str, Any] = {
 }
 
 
-def _mma_builder(name: str) -> Builder:
+def _mma_builder(name: str, pair: bool) -> Builder:
     scaled = KINDS[name].block > 0
 
     def build(emitter: Emitter, instruction: Instruction) -> None:
@@ -234,7 +270,7 @@ def _mma_builder(name: str) -> Builder:
             left = emitter.vector(a, "u8")
         tables = "".join(f"{emitter.address(s, wide=False)}, " for s in scales)
         emitter.line(
-            f"tcgen05_mma(S, {name!r}, {emitter.address(d, wide=False)}, {left}, "
+            f"tcgen05_mma(S, {name!r}, {pair}, {emitter.address(d, wide=False)}, {left}, "
             f"{emitter.vector(b, 'u8')}, {emitter.vector(word, 'u4')}, ({tables}), "
             f"{emitter.vector(keep, 'pred')}, {emitter.mask})"
         )
@@ -243,23 +279,25 @@ def _mma_builder(name: str) -> Builder:
 
 
 def _commit_builder(emitter: Emitter, instruction: Instruction) -> None:
-    (where,) = instruction.operands
-    wide = isinstance(where, Address) and getattr(where.base, "bits", 32) == 64
-    emitter.line(f"tcgen05_commit(S, {emitter.address(where, wide=wide)}, {emitter.mask})")
-
-
-_ONE = "tcgen05.{}.cta_group::1"
+    where, *rest = instruction.operands
+    several = ".multicast::cluster" in instruction.name
+    if len(rest) != several:
+        raise UnknownInstruction(f"{len(instruction.operands)} operands")
+    ranks = emitter.vector(rest[0], "u2") if several else "None"
+    emitter.line(f"tcgen05_commit(S, {emitter.shared(where)}, {ranks}, {emitter.mask})")
 
 
 def _table() -> dict[str, Builder]:
-    table: dict[str, Builder] = {
-        f"{_ONE.format('mma')}.kind::{name}": _mma_builder(name) for name in KINDS
-    }
-    commit = _ONE.format("commit") + ".mbarrier::arrive::one"
-    return table | {
-        f"{commit}.b64": _commit_builder,
-        f"{commit}.shared::cluster.b64": _commit_builder,
-    }
+    table: dict[str, Builder] = {}
+    for group in (1, 2):
+        pair, name = group == 2, f"tcgen05.mma.cta_group::{group}.kind::"
+        # Scaled products of two workgroups: where their scales lie is not known here.
+        kinds = [kind for kind, facts in KINDS.items() if not (pair and facts.block)]
+        table |= {name + kind: _mma_builder(kind, pair) for kind in kinds}
+        commit = f"tcgen05.commit.cta_group::{group}.mbarrier::arrive::one"
+        for more in ("", ".shared::cluster", ".shared::cluster.multicast::cluster"):
+            table[f"{commit}{more}.b64"] = _commit_builder
+    return table
 
 
 TABLE = _table()

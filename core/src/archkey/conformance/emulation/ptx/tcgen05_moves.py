@@ -142,9 +142,6 @@ def _relinquish_builder(emitter: Emitter, instruction: Instruction) -> None:
     emitter.line(f"tcgen05_relinquish(S, {emitter.mask})")
 
 
-_ONE = "tcgen05.{}.cta_group::1"
-
-
 def _table() -> dict[str, Builder]:
     table: dict[str, Builder] = {}
     for count in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -152,10 +149,13 @@ def _table() -> dict[str, Builder]:
             name = f"sync.aligned.{shape}.x{count}.b32"
             table[f"tcgen05.ld.{name}"] = _move(True, count, split)
             table[f"tcgen05.st.{name}"] = _move(False, count, split)
+    for group in ("cta_group::1", "cta_group::2"):
+        allocate = f"tcgen05.alloc.{group}.sync.aligned.shared::cta.b32"
+        free = f"tcgen05.dealloc.{group}.sync.aligned.b32"
+        table[allocate] = _allocation("tcgen05_alloc", True)
+        table[free] = _allocation("tcgen05_free", False)
+        table[f"tcgen05.relinquish_alloc_permit.{group}.sync.aligned"] = _relinquish_builder
     return table | {
-        f"{_ONE.format('alloc')}.sync.aligned.shared::cta.b32": _allocation("tcgen05_alloc", True),
-        f"{_ONE.format('dealloc')}.sync.aligned.b32": _allocation("tcgen05_free", False),
-        f"{_ONE.format('relinquish_alloc_permit')}.sync.aligned": _relinquish_builder,
         "tcgen05.wait::ld.sync.aligned": _wait,
         "tcgen05.wait::st.sync.aligned": _wait,
         "tcgen05.fence::before_thread_sync": _nothing,
