@@ -206,7 +206,7 @@ def test_a_map_of_the_kernel(order: Order) -> None:
     [
         (_ACQUIRE, "a tensor map is used that was written without fence.proxy.tensormap since"),
         (_PUBLISH, "there is no tensor map where TMA is told to find one"),
-        (_replaced("swizzle_mode", "0"), "a tensor map without its swizzle_mode, at line"),
+        (_replaced("global_address", "%rd0"), "a tensor map without its global_address, at line"),
         (_replaced("box_dim", "1, 8"), "a tensor map without its box_dim, at line"),
     ],
 )

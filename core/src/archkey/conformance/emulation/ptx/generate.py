@@ -194,7 +194,7 @@ class Emitter:
 
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
-        if register.name in self.unwaited:
+        if register.name in self.unwaited and self.module.strict:
             self.line("unwaited()")
             self.unwaited.clear()
         if views is None:

@@ -54,6 +54,17 @@ def counting(sample: int = 0) -> Iterator[Counters]:
         _COUNTERS.reset(token)
 
 
+_UNWAITED = (3, 9)
+"""From this Triton on, tcgen05.wait::ld may come after the first use of what tcgen05.ld loads.
+
+PTX forbids it; the assembler, which sees both, evidently waits in time.
+"""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
+
+
 def launcher(compiled: Compiled) -> Callable[..., None]:
     """`launch(grid, *arguments)` like that of a driver, in the order of the program's signature.
 
@@ -65,6 +76,7 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
     names = list(compiled.program.signature)
     metadata = compiled.kernel.metadata
     shared_bytes = compiled.shared_memory_bytes
+    strict = _version(getattr(metadata, "triton_version", "")) < _UNWAITED
 
     def launch(grid: tuple[int, int, int], *arguments: Any) -> None:
         given = dict(zip(names, arguments, strict=True))
@@ -72,7 +84,7 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
         maps = getattr(metadata, "tensordesc_meta", None) or ()
         workgroups = math.prod(grid) * getattr(metadata, "num_ctas", 1)
         scratch = getattr(metadata, "global_scratch_size", 0) * workgroups
-        execute(text, grid, *expanded(signature, present, maps), shared_bytes, scratch)
+        execute(text, grid, *expanded(signature, present, maps), shared_bytes, scratch, strict)
 
     return launch
 
@@ -84,13 +96,15 @@ def execute(
     arguments: Mapping[str, Any],
     shared_bytes: int,
     scratch: int = 0,
+    strict: bool = True,
 ) -> None:
     """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars.
 
     grid     of clusters, if it has any: workgroups of one are neighbours along x
     scratch  bytes in global memory of all workgroups together
+    strict   tcgen05.ld must be waited for before its registers are read
     """
-    code = load(text)
+    code = load(text, strict)
     constants = {
         name: ctypes.create_string_buffer(data, len(data))
         for name, data in code.module.constants.items()

@@ -112,6 +112,8 @@ class Code:
 
 
 @functools.lru_cache(64)
-def load(text: str) -> Code:
-    """The text, read."""
-    return Code(parse(text))
+def load(text: str, strict: bool = True) -> Code:
+    """The text, read. strict: what tcgen05.ld loads must not be read before tcgen05.wait::ld."""
+    module = parse(text)
+    module.strict = strict
+    return Code(module)

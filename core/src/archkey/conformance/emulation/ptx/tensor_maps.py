@@ -32,11 +32,13 @@ _FORM = np.dtype(
     ]
 )
 _MARK = 0x70616D74
-# Bit of `filled` for each field, and for each dimension of those that have several.
+# Bit of `filled` for each field, and for each dimension of those that have several. Who fills a map
+# begins with zeros, and the newest Triton leaves them where zero is right.
 _FIELDS = {
     **{"global_address": 0, "rank": 1, "elemtype": 2, "interleave_layout": 3, "swizzle_mode": 4},
     **{"fill_mode": 5, "global_dim": 6, "box_dim": 11, "element_stride": 16, "global_stride": 21},
 }
+_ZERO = ("rank", "elemtype", "interleave_layout", "swizzle_mode", "fill_mode")
 _MANY = {"global_dim": 5, "box_dim": 5, "element_stride": 5, "global_stride": 4}
 
 
@@ -101,7 +103,7 @@ def _decoded(raw: bytes) -> TensorMap:
     rank, filled = int(form["rank"]) + 1, int(form["filled"])
     if not 1 <= rank <= 5:
         raise Fault(f"a tensor map of {rank} dimensions")
-    for name, bit in _FIELDS.items():
+    for name, bit in [(name, bit) for name, bit in _FIELDS.items() if name not in _ZERO]:
         count = min(_MANY[name], rank - (name == "global_stride")) if name in _MANY else 1
         if any(not filled >> bit + n & 1 for n in range(count)):
             raise Fault(f"a tensor map without its {name}")

@@ -105,6 +105,8 @@ class Module:
     labels        name -> index of the instruction after it
     shared_bytes  of shared memory that the text itself fixes, by the variable's name; -1: what the
                   launch gives
+    cluster       workgroups of a cluster
+    strict        whether tcgen05.ld must be waited for before its registers are read
     constants     variables in global memory -> their bytes
     tables        of branches by a number: labels, by the table's own label
     """
@@ -113,6 +115,7 @@ class Module:
     target: str
     threads: int
     cluster: int = 1
+    strict: bool = True
     parameters: dict[str, int] = field(default_factory=dict)
     registers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
