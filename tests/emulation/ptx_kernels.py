@@ -152,6 +152,18 @@ def scaled(a_form: str, b_form: str) -> Any:
 
 
 _KINDS = {"bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float8_e4m3fn}
+
+
+def _two_workgroups(on: Machine) -> Found:
+    """Each has half of the rows; on Blackwell the product is one of both."""
+    a, b = torch.randn(256, 256).bfloat16(), torch.randn(128, 256).bfloat16()
+    c, fixed = torch.empty(256, 128), {"M": 256, "N": 128, "STEP": 64, "TURNED": True}
+    options = {"num_ctas": 2}
+    made = on.launch(small.matmul, 1, a, b, c, 256, options=options, even=("K",), **fixed)
+    assert ".reqnctapercluster 2" in made.kernel.asm["ptx"]
+    return Found(c, a.double() @ b.double().T, 1e-6)
+
+
 KERNELS: dict[str, Callable[[Machine], Found]] = {
     **{"softmax": _softmax, "integers": _integers, "scan": _scan, "transpose": _transpose},
     **{"fp8": _fp8, "atomics": _histogram, "int8": _int8},
@@ -160,6 +172,7 @@ KERNELS: dict[str, Callable[[Machine], Found]] = {
     "float32": product(torch.float32, True),
     "bf16 128 x 128, 8 warps": product(torch.bfloat16, False, 128, 128, 8),
     "bf16 16 x 16, 1 warp": product(torch.bfloat16, True, 16, 16, 1),
+    "two workgroups": _two_workgroups,
     "attention 64 x 64": attention(64, 64, 4),
     "attention 128 x 128, 8 warps": attention(128, 128, 8),
 }

@@ -23,7 +23,7 @@ HEADER = """.version 8.7
 .visible .entry body(
     {parameters}
 )
-.reqntid {threads}
+.reqntid {threads}{cluster}
 {{
     .reg .pred %p<16>;
     .reg .b16 %rs<64>;
@@ -38,15 +38,18 @@ def text(
     threads: int = 128,
     target: str = "sm_90a",
     maps: int = 0,
+    cluster: int = 1,
 ) -> str:
     """A kernel of `pointers` parameters, in %rd0 and on; %r0 is the thread, %rd9 four times it.
 
-    maps: tensor maps as parameters after them, whose addresses are in %rd40 and on
+    maps     tensor maps as parameters after them, whose addresses are in %rd40 and on
+    cluster  workgroups of one
     """
     kinds = [".u64 body_param_{}"] * pointers + [".align 64 .b8 body_param_{}[128]"] * maps
     kinds += [".u64 body_param_{}"] * 2  # Triton's own two
     parameters = ",\n    ".join(f".param {kind.format(n)}" for n, kind in enumerate(kinds))
-    head = HEADER.format(target=target, parameters=parameters, threads=threads)
+    many = f"\n.explicitcluster\n.reqnctapercluster {cluster}" if cluster > 1 else ""
+    head = HEADER.format(target=target, parameters=parameters, threads=threads, cluster=many)
     start = [f"ld.param.b64 %rd{n}, [body_param_{n}];" for n in range(pointers)]
     for n in range(maps):
         start += [f"mov.b64 %rd{40 + n}, body_param_{pointers + n};"]
@@ -63,11 +66,12 @@ def launch(
     target: str = "sm_90a",
     order: Order | None = None,
     maps: Sequence[Described] = (),
+    cluster: int = 1,
 ) -> None:
-    """Run the lines in one workgroup; the tensors are a, b, c, .., and maps come after them."""
+    """Run the lines in one workgroup or cluster; the tensors are a, b, c, .., then come maps."""
     given = dict(zip(NAMES, (*tensors, *maps), strict=False))
     signature = {n: MAP if isinstance(v, Described) else "*i32" for n, v in given.items()}
-    source = text(lines, len(tensors), threads, target, len(maps))
+    source = text(lines, len(tensors), threads, target, len(maps), cluster)
     with ordered(order or Order()):
         execute(source, (1, 1, 1), signature, given, shared)
 

@@ -126,7 +126,11 @@ def execute(
     size = code.module.cluster
     launch = Launch(
         *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE, Memory(rooms)),
-        *(found.values, symbols, _ORDER.get() or Order(), counters),
+        parameters=found.values,
+        symbols=symbols,
+        origin=found.origin,
+        order=_ORDER.get() or Order(),
+        counters=counters,
     )
     with np.errstate(all="ignore"):
         total, sample = _COUNTERS.get() or (Counters(), 0)

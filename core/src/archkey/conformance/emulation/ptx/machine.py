@@ -50,7 +50,8 @@ class Launch(NamedTuple):
     """What all workgroups share.
 
     parameters  name -> its bits as a number
-    symbols     variables in global memory -> address
+    symbols     variables -> address
+    origin      generic address of parameter space
     """
 
     grid: tuple[int, int, int]
@@ -59,6 +60,7 @@ class Launch(NamedTuple):
     memory: Memory
     parameters: Mapping[str, int]
     symbols: Mapping[str, int]
+    origin: int
     order: Order
     counters: Counters
 
@@ -79,6 +81,7 @@ class Workgroup:
             launch.parameters,
             launch.symbols,
         )
+        self.origin = launch.origin
         self.order, self.counters = launch.order, launch.counters
         poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]

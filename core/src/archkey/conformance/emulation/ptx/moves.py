@@ -187,11 +187,17 @@ def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
 
 
 def _same_address(emitter: Emitter, instruction: Instruction) -> None:
-    """cvta: addresses in global and parameter memory are generic ones."""
+    """cvta: addresses in global memory are generic ones."""
     target, source = instruction.operands
     if isinstance(source, Immediate):
         raise UnknownInstruction("the address of a constant")
     emitter.write(target, "u8", emitter.vector(source, "u8"))
+
+
+def _parameter_address(emitter: Emitter, instruction: Instruction) -> None:
+    """cvta.param: parameters have a space of their own."""
+    target, source = instruction.operands
+    emitter.write(target, "u8", f"({emitter.vector(source, 'u8')} + u8(S.origin))")
 
 
 def kinds_of_registers() -> list[tuple[str, str]]:
@@ -274,8 +280,9 @@ def _table() -> dict[str, Builder]:
         table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
         table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)
         table[f"red.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, False)
-    for space in ("to.global", "global", "to.param", "param"):
+    for space in ("to.global", "global"):
         table[f"cvta.{space}.u64"] = _same_address
+    table["cvta.param.u64"] = _parameter_address
     return table
 
 

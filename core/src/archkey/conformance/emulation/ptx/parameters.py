@@ -25,6 +25,7 @@ MAP = "nvTmaDesc"
 _DESCRIPTOR = re.compile(r"tensordesc<([^[>]*)\[([^]]*)\]")
 _SCRATCH_BYTE = 0xA5
 _ALIGNED = 128
+_SPACE = 1 << 30  # where parameter space begins: addresses in it fit into 32 bits
 
 
 class Described(NamedTuple):
@@ -37,11 +38,13 @@ class Described(NamedTuple):
 class Given(NamedTuple):
     """values: of small parameters, as numbers; symbols: addresses of those that are larger
 
+    origin: what is added to these, in parameter space, for the generic address
     rooms  what the launch may touch; kept: what must live as long as it runs
     """
 
     values: dict[str, int]
     symbols: dict[str, int]
+    origin: int
     rooms: list[Room]
     kept: list[Any]
 
@@ -102,7 +105,10 @@ def given(
             " and Triton two"
         )
     rooms = storages({name: getattr(v, "tensor", v) for name, v in arguments.items()})
-    made = Given(dict.fromkeys(names, 0), {}, rooms, [])
+    large = {name: bits // 8 for name, bits in module.parameters.items() if bits > 64}
+    place, start = buffer(sum(-(-size // _ALIGNED) * _ALIGNED for size in large.values()))
+    made = Given(dict.fromkeys(names, 0), {}, start - _SPACE, rooms, [place])
+    free = start - int(place.ctypes.data)
     for name, (argument, kind) in zip(names, signature.items(), strict=False):
         value = arguments[argument]
         data = value.data if kind == MAP else packed(kind, value)
@@ -113,17 +119,13 @@ def given(
         if len(data) <= 8:
             made.values[name] = int.from_bytes(data, "little")
         else:
-            made.symbols[name] = _room(made, f"the parameter {argument}", data)
+            place[free : free + len(data)] = np.frombuffer(data, np.uint8)
+            address = int(place.ctypes.data) + free
+            made.symbols[name] = address - made.origin
+            rooms.append(Room.at(f"the parameter {argument}", address, len(data)))
+            free += -(-len(data) // _ALIGNED) * _ALIGNED
     if scratch:
-        kept = bytes([_SCRATCH_BYTE]) * scratch
-        made.values[names[-2]] = _room(made, "the scratch in global memory", kept)
+        raw, made.values[names[-2]] = buffer(scratch, _SCRATCH_BYTE)
+        made.kept.append(raw)
+        rooms.append(Room.at("the scratch in global memory", made.values[names[-2]], scratch))
     return made
-
-
-def _room(made: Given, name: str, data: bytes) -> int:
-    raw, start = buffer(len(data))
-    first = start - int(raw.ctypes.data)
-    raw[first : first + len(data)] = np.frombuffer(data, np.uint8)
-    made.kept.append(raw)
-    made.rooms.append(Room.at(name, start, len(data)))
-    return start

@@ -187,8 +187,9 @@ class _Body:
 
     def read(self) -> None:
         pending: list[tuple[int, str, tuple[int, ...]]] = []
+        label = ""  # the last one before a statement
         for line, statement in self._statements():
-            rest, label = statement, None
+            rest = statement
             while found := _LABEL.match(rest):
                 label = self._local(found[1])
                 self.module.labels[label] = len(pending)
@@ -205,6 +206,7 @@ class _Body:
                     raise UnknownInstruction(f"unknown directive {rest!r} in line {line}")
             else:
                 pending.append((line, rest, tuple(self.scopes)))
+            label = ""
         for line, rest, scopes in pending:
             self.module.instructions.append(self._instruction(line, rest, scopes))
 
