@@ -89,13 +89,9 @@ def main() -> None:
             if given.ahead:
                 outcome = build(session, item, options, given.ahead, begin)
             else:
-<<<<<<< HEAD
-                outcome = examine(session, item, options, begin)
-                free()
-=======
-                with processes(1):  # of an emulator, for the same reason
+                with processes(1):  # of an emulator, since the pool has a worker a core
                     outcome = examine(session, item, options, begin)
->>>>>>> amd
+                free()
             say(outcome=outcome.to_json())
 
         return answer

@@ -17,7 +17,7 @@ _CLASSES = (
     ("asynchronous", r"(?:cp\.|mbarrier\.|fence\.|tensormap\.)"),
     ("barriers", r"(?:bar|barrier|wgmma|griddepcontrol|membar|setmaxnreg)\b"),
     ("warp", r"(?:shfl|vote|redux|elect|match|activemask)\b"),
-    ("branches", r"(?:bra|ret|exit|call)\b"),
+    ("branches", r"(?:bra|brx|ret|exit|call)\b"),
     ("conversions", r"cvt\."),
     ("special functions", r"(?:ex2|lg2|rsqrt|sqrt|rcp|sin|cos|tanh|div)\."),
     ("floats", r".*\.(?:f|bf)\d+(?:x2)?$"),
