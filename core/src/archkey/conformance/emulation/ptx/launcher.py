@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -110,9 +112,30 @@ def execute(
         total, sample = _COUNTERS.get() or (Counters(), 0)
         places = [*itertools.product(*(range(n) for n in reversed(grid)))]
         chosen = places[:: -(-len(places) // sample)] if sample else places
-        for z, y, x in chosen:
-            run(code, Workgroup(launch, (x, y, z), code.kinds))
+        step = _side_by_side(text, launch)
+        for n in range(0, len(chosen), step):
+            first, *others = [(x, y, z) for z, y, x in chosen[n : n + step]]
+            run(code, Workgroup(launch, first, code.kinds, others))
     total.add(counters, len(places) / max(len(chosen), 1))
+
+
+LANES = 4096
+"""Threads that are one vector, at most: more of them do not fit into a cache."""
+
+_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|setmaxnreg|mapa\.")
+
+
+@functools.lru_cache(64)
+def _is_alone(text: str) -> bool:
+    """Whether it uses what a workgroup has one of."""
+    return _ALONE.search(text) is not None
+
+
+def _side_by_side(text: str, launch: Launch) -> int:
+    """How many workgroups run together; the number of a warp has 8 bits in `Shared`."""
+    if launch.order.warps or launch.threads % 32 or _is_alone(text):
+        return 1
+    return max(min(LANES, 32 * 200) // launch.threads, 1)
 
 
 def _parameters(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
 from archkey.conformance.emulation.ptx.counters import Counters
-from archkey.conformance.emulation.ptx.shared import Shared
+from archkey.conformance.emulation.ptx.shared import BASE, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
 from archkey.conformance.emulation.wave import Array
@@ -61,19 +61,32 @@ class Launch(NamedTuple):
 
 
 class Workgroup:
-    """One workgroup (CTA) while it runs."""
+    """One workgroup (CTA) while it runs, or several that run side by side.
 
-    def __init__(self, launch: Launch, place: tuple[int, int, int], kinds: list[str]) -> None:
+    place    of the first; places: of each
+    threads  of each; total: of all. Threads are numbered through, and so are shared addresses: each
+             workgroup has `shared.room` bytes of them
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        place: tuple[int, int, int],
+        kinds: list[str],
+        others: Sequence[tuple[int, int, int]] = (),
+    ) -> None:
         self.place, self.grid, self.threads = place, launch.grid, launch.threads
+        self.places = np.array([place, *others], np.uint32)
+        self.total = self.threads * len(self.places)
         self.memory, self.parameters, self.symbols = (
             launch.memory,
             launch.parameters,
             launch.symbols,
         )
         self.order, self.counters = launch.order, launch.counters
-        poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
+        poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
-        self.shared = Shared(launch.shared_bytes)
+        self.shared = Shared(launch.shared_bytes, len(self.places))
         self.copies = Copies(self)
         self.mbarriers = Mbarriers(self.shared)
         self.watch = Watch(self.shared)
@@ -81,9 +94,33 @@ class Workgroup:
         self.drawn = random.Random(hash((launch.order.seed, *place)))
         self.work: list[tuple[Callable[[], None], str]] = []
 
-    def symbol(self, name: str) -> int:
-        """A variable's address."""
-        return self.symbols[name]
+    def symbol(self, G: Group, name: str, kind: Any) -> Array:
+        """A variable's address, for each thread of a group."""
+        found = np.full(G.n, kind(self.symbols[name]))
+        if len(self.places) > 1 and found[0] < BASE + self.shared.room:  # no pointer is so small
+            found += self.homes(G).astype(kind)
+        return found
+
+    def homes(self, G: Group) -> Array:
+        """Where the shared memory of each thread's workgroup begins, int64."""
+        if G.homes is None or G.homes[0] != self.shared.room:
+            homes = (G.tid // np.uint32(self.threads)).astype(np.int64) * self.shared.room
+            G.homes = (self.shared.room, homes)
+        return G.homes[1]
+
+    def census(self, G: Group) -> Array:
+        """How many threads of a group are of each workgroup."""
+        if G.census is None:
+            G.census = np.bincount(G.tid // np.uint32(self.threads), minlength=len(self.places))
+        return G.census
+
+    def local(self, G: Group) -> Array:
+        """Each thread's number in its workgroup."""
+        return G.tid if len(self.places) == 1 else G.tid % np.uint32(self.threads)
+
+    def at(self, G: Group, axis: int) -> Array:
+        """Where in the grid each thread's workgroup is."""
+        return self.places[G.tid // np.uint32(self.threads), axis]
 
     def later(self, work: Callable[[], None], name: str) -> None:
         """Asynchronous work: at once, or when no thread can go on."""
@@ -124,6 +161,9 @@ class Group:
         self.spread = self.warps or len(np.unique(tid >> np.uint32(5)))
         self._total = total
         self._parts: dict[bytes, Group] = {}
+        # What a Workgroup has found out about it.
+        self.homes: tuple[int, Array] | None = None
+        self.census: Array | None = None
 
     def part(self, mask: Array) -> Group:
         """Those of its threads that are chosen."""
