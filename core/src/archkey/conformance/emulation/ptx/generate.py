@@ -46,6 +46,11 @@ SPECIAL = {
 }
 
 
+# LLVM packs what tcgen05.ld loads into pairs before the wait for it (triton-lang/triton#9635): then
+# the pair is what must not be read.
+_CARRIES = ("mov.b32", "mov.b64", "cvt.u64.u32", "shl.b64", "or.b64")
+
+
 class Function(NamedTuple):
     """block(S, G), and of each line of its source the index of its instruction."""
 
@@ -63,6 +68,8 @@ class Emitter:
         self._views: dict[str, dict[str, str]] = {}
         self._at, self._made = -1, 0
         self._mask: str | None = None
+        # Whether the instruction moves bits alone, and has moved such as were not waited for.
+        self._carries = self._carried = False
         self.unwaited: set[str] = set()
 
     # What builders use.
@@ -132,7 +139,10 @@ class Emitter:
             raise UnknownInstruction(f"a result of {kind} in {operand.name} of {operand.kind}")
         if self._mask is not None:
             expression = f"where({self._mask}, {expression}, {self.read(operand, kind)})"
-        self.unwaited.discard(operand.name)
+        if self._carried:
+            self.unwaited.add(operand.name)
+        else:
+            self.unwaited.discard(operand.name)
         name = self._variable(operand.name, kind)
         self.line(f"{name} = {expression}")
         self._views[operand.name] = {kind: name}
@@ -146,9 +156,10 @@ class Emitter:
 
     # What builds a function.
 
-    def begin(self, at: int, guard: Register | None) -> None:
+    def begin(self, at: int, name: str, guard: Register | None) -> None:
         """Instruction `at` comes next."""
         self._at, self._mask = at, None
+        self._carries, self._carried = name in _CARRIES, False
         if guard is not None:
             self._mask = self.fresh()
             self.line(f"{self._mask} = {self._register(guard, 'pred')}")
@@ -167,7 +178,7 @@ class Emitter:
 
     def leave(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Put back the registers that others read."""
-        self._at = -1
+        self._at, self._carries, self._carried = -1, False, False
         self.unwaited.clear()
         pairs = []
         for name in names:
@@ -185,8 +196,11 @@ class Emitter:
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
         if register.name in self.unwaited:
-            self.line("unwaited()")
-            self.unwaited.clear()
+            if self._carries:
+                self._carried = True
+            else:
+                self.line("unwaited()")
+                self.unwaited.clear()
         if views is None:
             raise UnknownInstruction(f"{register.name} has no value here")
         if kind == "pred" or register.kind == "pred":
@@ -293,7 +307,7 @@ def function(
     emitter.enter(sorted(block.before & _mentioned(code)), module.registers)
     answer = "None"
     for at, instruction in enumerate(code, block.start):
-        emitter.begin(at, instruction.guard)
+        emitter.begin(at, instruction.name, instruction.guard)
         builder = table.get(instruction.name)
         if builder is None:
             raise UnknownInstruction(f"unknown instruction {instruction} of {module.target}")
