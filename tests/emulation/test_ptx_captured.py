@@ -239,6 +239,7 @@ def test_cases_of_the_exam_in_a_process_of_their_own(
     row = document["kernels"]["rmsnorm cuda_sm90:triton"]
     assert (row["launches"], row["differing"], row["explained"]) == (1, 0, True)
     assert row["elements"]
+    assert "ld.global.v4.b32" in document["instructions"]
     torch_row = document["kernels"]["rmsnorm cpu:torch"]
     assert torch_row["explained"] is None
     assert "no Triton body" in torch_row["reasons"][0]

@@ -46,12 +46,17 @@ class Place(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """A launch in the file, without its contents: see Launch. at: where it begins."""
+    """A launch in the file, without its contents: see Launch.
+
+    at    where it begins
+    text  the digest of its PTX
+    """
 
     at: int
     kernel: str
     case: str
     body: str
+    text: str
 
 
 @dataclass
@@ -170,11 +175,16 @@ class Archive:
             elif head["entry"] == "text":
                 self._texts[head["digest"]] = blobs[0].decode()
             elif head["entry"] == "launch":
-                launches.append(Kept(before, head["kernel"], head["case"], head["body"]))
+                fields = (head[name] for name in Kept._fields[1:])
+                launches.append(Kept(before, *fields))
             else:
                 end = head
             before = after
         return about, launches, end
+
+    def text(self, digest: str) -> str:
+        """The PTX that a launch, which `read` has told, is of."""
+        return self._texts[digest]
 
     def launch(self, at: int) -> Launch:
         """The launch at a place that `read` has told."""

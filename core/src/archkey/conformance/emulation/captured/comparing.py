@@ -7,14 +7,17 @@
      "kernels": {"rmsnorm cuda_sm90:triton": {"source": digest of the kernel, "launches", "cases",
                  "bodies", "elements", "differing", "last", "row", "share", "explained", "faults",
                  "reasons"}},
-     "launches": [{"at", "kernel", "case", "body", "fault", "differences", "seconds"}]}
+     "instructions": {"wgmma.fence.sync.aligned": how many programs have it},
+     "launches": [{"at", "kernel", "case", "body", "text", "fault", "differences", "seconds"}]}
 
 `last`, `row` and `share` are the largest of the kernel's launches: see `replay.Difference`. Of a
-kernel without launches `explained` is null, and `reasons` say why.
+kernel without launches `explained` is null, and `reasons` say why. `instructions` are those of the
+programs whose launches are all explained.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -31,6 +34,7 @@ from archkey._process import Ended, Process, Stopped, ask_all
 from archkey.conformance.emulation.captured.archive import Archive, Kept
 from archkey.conformance.emulation.captured.replay import plain
 from archkey.conformance.emulation.captured.rounding import LAST, TABLE
+from archkey.conformance.emulation.ptx.text import parse
 from archkey.errors import RecordError
 from archkey.requirements import installed_versions
 
@@ -52,7 +56,8 @@ def compare_all(
 
     seconds  in total, 0 for no limit: what is left is asked the next time; timeout: of a launch
     """
-    about, kept, end = Archive(path).read()
+    archive = Archive(path)
+    about, kept, end = archive.read()
     file = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
     sources = _sources()
     known = _known(output, str(file["sha256"]), sources)
@@ -64,7 +69,11 @@ def compare_all(
 
     def document() -> dict[str, Any]:
         launches = [known[one.at] for one in kept if one.at in known]
-        return _document({**about, "file": file}, end, sources, launches, len(kept))
+        found = _document({**about, "file": file}, end, sources, launches, len(kept))
+        bad = {row["text"] for row in launches if not _explained(row)}
+        texts = {row["text"] for row in launches} - bad
+        instructions = Counter(name for text in texts for name in _mnemonics(archive.text(text)))
+        return {**found, "instructions": dict(sorted(instructions.items())), "launches": launches}
 
     try:
         for answer in ask_all(left, start, jobs):
@@ -158,8 +167,17 @@ def _document(
             }
             for name in names
         },
-        "launches": launches,
     }
+
+
+@functools.lru_cache(1024)
+def _mnemonics(text: str) -> frozenset[str]:
+    return frozenset(instruction.name for instruction in parse(text).instructions)
+
+
+def _explained(row: Mapping[str, Any]) -> bool:
+    """Whether a launch ran, and rounding explains what differs."""
+    return not row["fault"] and all(float(one["share"]) <= 1 for one in row["differences"])
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,7 +194,7 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "elements": sum(one["elements"] for one in differences),
         "differing": sum(one["differing"] for one in differences),
         **{name: plain(value) for name, value in worst.items()},
-        "explained": worst["share"] <= 1 and not faults if rows else None,
+        "explained": all(map(_explained, rows)) if rows else None,
         "faults": faults,
     }
 
