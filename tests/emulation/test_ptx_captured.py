@@ -195,7 +195,8 @@ def test_a_sudden_end_costs_the_last_entry_alone(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "kept")
     archive.mend()
     assert (tmp_path / "kept").read_bytes() == whole
-    again = Keeper(archive, Bounds(), "twice cuda_sm90:triton", "others")
+    again = Keeper(archive, Bounds())
+    again.begin("twice cuda_sm90:triton", "others")
     _launch(again, torch.ones(128), torch.zeros(128))
     archive.finish({"kernels": {}})
     about, launches, end = Archive(tmp_path / "kept").read()
@@ -302,6 +303,23 @@ def test_a_process_that_dies_costs_a_case(tmp_path: Path, recorder: type[Recorde
     fate = fates["rmsnorm cuda_sm90:triton"]
     assert (fate.tried, fate.kept) == (3, 2)
     assert fate.reasons == {"failed: its process ended by SIGSEGV": 1}
+
+
+def test_room_is_left_for_kernels_without_a_launch() -> None:
+    fates = [recording.Fate() for _ in range(3)]
+    assert recording._room(fates, fates[0], 900) == 900 - 2 * 200
+    fates[1].kept = 1
+    assert recording._room(fates, fates[0], 900) == 700
+    assert recording._room(fates, fates[1], 900) == 500
+    fates[0].kept = fates[2].kept = 1
+    assert recording._room(fates, fates[1], 900) == 900
+
+
+def test_a_launch_that_would_take_the_room_of_others(tmp_path: Path) -> None:
+    keeper = _keeper(tmp_path / "kept")
+    keeper.begin("twice cuda_sm90:triton", "128 elements", room=100)
+    _launch(keeper, torch.ones(128), torch.zeros(128))
+    assert keeper.left == {"twice": "the file is full"}
 
 
 def test_a_card_waits_for_no_compiler(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from archkey.conformance.emulation.captured.archive import Launch, Place
-from archkey.conformance.emulation.captured.rounding import allowed, last_place
+from archkey.conformance.emulation.captured.rounding import LAST, allowed, last_place
 from archkey.conformance.emulation.ptx.launcher import execute
 
 __all__ = ["OUTSIDE", "Difference", "compare", "plain"]
@@ -24,7 +24,8 @@ class Difference(NamedTuple):
 
     differing  elements of `elements` that are not the same number
     last       the largest difference in units of the dtype's last place at that element
-    row        the largest difference relative to the largest that the card wrote into its row
+    row        what is more than `rounding.LAST` of these units, relative to the largest that the
+               card wrote into its row: the largest
     share      the largest difference as a share of what `rounding` allows there
     """
 
@@ -103,7 +104,8 @@ def _difference(
     largest = largest.amax(-1, keepdim=True).expand_as(b) if b.ndim else largest
     most = allowed(launch.text, dtype)
     last = float((gap / unit).max())
-    row = float((gap / largest.clamp(min=torch.finfo(dtype).smallest_normal)).max())
+    rest = (gap - LAST * unit).clamp(min=0)
+    row = float((rest / largest.clamp(min=torch.finfo(dtype).smallest_normal)).max())
     share = float((gap / (most.last * unit + most.row * largest)).max())
     return Difference(*about, int((~same).sum()), last, row, share)
 
