@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +13,11 @@ import pytest
 import torch
 from tests.emulation.ptx_machine import text
 
-from archkey.conformance.emulation.captured import recording
+from archkey.conformance.emulation.captured import recording, rounding
 from archkey.conformance.emulation.captured.__main__ import main
 from archkey.conformance.emulation.captured.archive import Archive, Launch
 from archkey.conformance.emulation.captured.recorder import Bounds, Keeper
-from archkey.conformance.emulation.captured.replay import compare
+from archkey.conformance.emulation.captured.replay import OUTSIDE, Difference, compare
 from archkey.conformance.emulation.counters import counting
 from archkey.conformance.emulation.device import emulated
 from archkey.conformance.emulation.ptx.launcher import launcher
@@ -52,7 +54,7 @@ def _launch(keeper: Keeper, x: torch.Tensor, out: torch.Tensor, grid: int = 1) -
 
 def _read(path: Path) -> list[Launch]:
     archive = Archive(path)
-    return [archive.launch(at) for at in archive.read()[1]]
+    return [archive.launch(kept.at) for kept in archive.read()[1]]
 
 
 def test_the_same_launch_again(tmp_path: Path) -> None:
@@ -68,9 +70,7 @@ def test_the_same_launch_again(tmp_path: Path) -> None:
     assert one.arguments["x"][1:] == (4, torch.float32, (128,), (1,))
     assert torch.equal(one.after[one.arguments["out"].storage].view(torch.float32), out)
     assert one.after[0] is one.before[0]
-    (same,) = compare(one)
-    assert same == ("twice cuda_sm90:triton, 128 elements: twice", "out", 0, 128, 0.0)
-    assert main(["compare", str(tmp_path / "kept")]) == 0
+    assert compare(one) == [Difference("out", "float32", 128, 0, 0.0, 0.0, 0.0)]
 
 
 def test_a_card_that_wrote_something_else(tmp_path: Path) -> None:
@@ -78,8 +78,57 @@ def test_a_card_that_wrote_something_else(tmp_path: Path) -> None:
     (one,) = _read(tmp_path / "kept")
     one.after[1].view(torch.float32)[5] = 3.0
     (other,) = compare(one)
-    assert (other.differing, other.argument) == (1, "out")
-    assert other.largest == pytest.approx(1 / 3)
+    assert (other.argument, other.elements, other.differing) == ("out", 128, 1)
+    assert other.row == pytest.approx(1 / 3)
+    assert other.last == 2.0**22  # of 3
+    assert not other.explained
+    one.after[1].view(torch.float32)[5] = 2.0 + 2.0**-22
+    (other,) = compare(one)
+    assert (other.last, other.explained) == (1.0, True)
+    one.after[1].view(torch.float32)[5] = math.nan
+    assert [other.share for other in compare(one)] == [math.inf]
+
+
+def test_a_byte_outside_of_every_tensor(tmp_path: Path) -> None:
+    _launch(_keeper(tmp_path / "kept"), torch.ones(128), torch.zeros(256)[:128])
+    (one,) = _read(tmp_path / "kept")
+    one.after[1][600] = 1
+    out, outside = compare(one)
+    assert (out.argument, out.differing) == ("out", 0)
+    assert (outside.argument, outside.differing, outside.explained) == (OUTSIDE, 1, False)
+
+
+def test_integers_are_equal(tmp_path: Path) -> None:
+    _launch(_keeper(tmp_path / "kept"), torch.ones(128), torch.zeros(128).view(torch.int32))
+    (one,) = _read(tmp_path / "kept")
+    one.after[1][4] += 1
+    assert [(d.dtype, d.differing, d.explained) for d in compare(one)] == [("int32", 1, False)]
+
+
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("add.f32 %r1, %r2, %r3;", "f32"),
+        (MMA.format("bf16"), "bf16"),
+        (MMA.format("tf32") + MMA.format("f16"), "tf32"),
+        ("wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {", "e4m3"),
+        (MMA.format("bf16") + MMA.format("e4m3"), "e4m3"),
+    ],
+)
+def test_the_coarsest_rounding_of_a_program(text: str, name: str) -> None:
+    assert rounding.rounding_of(text).name == name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_last_place(dtype: torch.dtype) -> None:
+    values = torch.tensor([1.0, 1.5, 2.0, 3.0, 1e-3, 1000.0, 0.0], dtype=dtype)
+    following = values.view({4: torch.int32, 2: torch.int16}[dtype.itemsize]) + 1
+    unit = following.view(dtype).double() - values.double()
+    unit[-1] = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    assert torch.equal(rounding.last_place(values.double(), dtype), unit)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +196,8 @@ def test_a_sudden_end_costs_the_last_entry_alone(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "kept")
     archive.mend()
     assert (tmp_path / "kept").read_bytes() == whole
-    again = Keeper(archive, Bounds(), "twice cuda_sm90:triton", "others")
+    again = Keeper(archive, Bounds())
+    again.begin("twice cuda_sm90:triton", "others")
     _launch(again, torch.ones(128), torch.zeros(128))
     archive.finish({"kernels": {}})
     about, launches, end = Archive(tmp_path / "kept").read()
@@ -184,8 +234,21 @@ def test_cases_of_the_exam_in_a_process_of_their_own(
     assert "rmsnorm cuda_sm90:triton" in about["sources"]
     assert len(launches) == 2
     assert end["kernels"]["rmsnorm cuda_sm90:triton"]["bodies"] == {"rmsnorm_body": 1}
-    assert main(["compare", str(path)]) == 0
-    assert "0 of" in capsys.readouterr().out
+    output = tmp_path / "compared.json"
+    assert main(["compare", str(path), "--output", str(output)]) == 0
+    assert "rmsnorm cuda_sm90:triton" in capsys.readouterr().out
+    document = json.loads(output.read_text())
+    row = document["kernels"]["rmsnorm cuda_sm90:triton"]
+    assert (row["launches"], row["differing"], row["explained"]) == (1, 0, True)
+    assert row["elements"]
+    assert "ld.global.v4.b32" in document["instructions"]
+    torch_row = document["kernels"]["rmsnorm cpu:torch"]
+    assert torch_row["explained"] is None
+    assert "no Triton body" in torch_row["reasons"][0]
+    assert main(["compare", str(path), "--output", str(output), "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["launches"] == document["launches"]
+    assert not said.err  # all was known
 
 
 def test_time_that_is_over_is_a_kernel_without_launches(tmp_path: Path) -> None:
@@ -241,6 +304,23 @@ def test_a_process_that_dies_costs_a_case(tmp_path: Path, recorder: type[Recorde
     fate = fates["rmsnorm cuda_sm90:triton"]
     assert (fate.tried, fate.kept) == (3, 2)
     assert fate.reasons == {"failed: its process ended by SIGSEGV": 1}
+
+
+def test_room_is_left_for_kernels_without_a_launch() -> None:
+    fates = [recording.Fate() for _ in range(3)]
+    assert recording._room(fates, fates[0], 900) == 900 - 2 * 200
+    fates[1].kept = 1
+    assert recording._room(fates, fates[0], 900) == 700
+    assert recording._room(fates, fates[1], 900) == 500
+    fates[0].kept = fates[2].kept = 1
+    assert recording._room(fates, fates[1], 900) == 900
+
+
+def test_a_launch_that_would_take_the_room_of_others(tmp_path: Path) -> None:
+    keeper = _keeper(tmp_path / "kept")
+    keeper.begin("twice cuda_sm90:triton", "128 elements", room=100)
+    _launch(keeper, torch.ones(128), torch.zeros(128))
+    assert keeper.left == {"twice": "the file is full"}
 
 
 def test_a_card_waits_for_no_compiler(

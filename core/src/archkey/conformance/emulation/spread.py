@@ -14,11 +14,11 @@ import signal
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from archkey.conformance.emulation.counters import Counters, Place
+from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.processes import allowed
@@ -29,8 +29,13 @@ MOMENT = 0.5
 """Seconds that the rest of a launch must be expected to take for processes to be started."""
 
 
-class Work(Protocol):
-    """A launch, workgroup by workgroup.
+T = TypeVar("T")
+Piece = TypeVar("Piece", contravariant=True)
+"""The place of a workgroup, or those of several that run side by side."""
+
+
+class Work(Protocol[Piece]):
+    """A launch, piece by piece.
 
     memory   all that it may touch
     atomics  whether it changes global memory with some
@@ -39,8 +44,8 @@ class Work(Protocol):
     memory: Memory
     atomics: bool
 
-    def once(self, number: int, place: Place) -> None:
-        """Run one of those that were chosen: the `number`-th, which stands at `place`."""
+    def once(self, number: int, piece: Piece) -> None:
+        """Run one of those that were chosen: the `number`-th."""
         ...
 
     def counted(self) -> Counters:
@@ -49,14 +54,14 @@ class Work(Protocol):
 
 
 class _Share(NamedTuple):
-    """What a process did: stores of each workgroup; the workgroup that failed, and how."""
+    """What a process did: stores of each piece; the piece that failed, and how."""
 
     stores: dict[int, list[tuple[Any, Any]]]
     counters: Counters
     ended: tuple[int, Exception] | None
 
 
-def spread(work: Work, chosen: Sequence[Place]) -> Counters:
+def spread(work: Work[T], chosen: Sequence[T]) -> Counters:
     """Run all; what was done. Raises what the first of them that fails raises."""
     many = 1 if work.atomics else allowed()
     numbers = range(len(chosen))
@@ -71,7 +76,7 @@ def spread(work: Work, chosen: Sequence[Place]) -> Counters:
     return work.counted()
 
 
-def _forked(work: Work, chosen: Sequence[Place], first: int, many: int) -> Counters:
+def _forked(work: Work[T], chosen: Sequence[T], first: int, many: int) -> Counters:
     """Run those from `first` on in `many` processes."""
     total, context = work.counted(), multiprocessing.get_context("fork")
     shares: list[_Share] = []
@@ -111,7 +116,7 @@ def _forked(work: Work, chosen: Sequence[Place], first: int, many: int) -> Count
     return total
 
 
-def _share(work: Work, chosen: Sequence[Place], numbers: Sequence[int], send: Connection) -> None:
+def _share(work: Work[T], chosen: Sequence[T], numbers: Sequence[int], send: Connection) -> None:
     """In a process of its own: run some, send what they did."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     stores, ended = {}, None

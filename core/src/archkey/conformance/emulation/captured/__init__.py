@@ -11,4 +11,6 @@ the PTX, the arguments and the bytes of all tensors before and after. `compare` 
     recorder  the process that launches, and keeps what it launched within bounds
     recording whose turn it is, until time is over; starts another recorder after a crash
     replay    a launch on the emulator, and what it wrote otherwise than the card
+    rounding  how far apart they may be, and why
+    replayer  the process that replays; comparing: all launches, and the document about them
 """

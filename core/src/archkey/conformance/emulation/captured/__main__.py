@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 from pathlib import Path
@@ -11,18 +12,18 @@ from typing import Any
 
 import click
 
+from archkey.conformance.emulation.captured.comparing import compare_all, failed, table
 from archkey.conformance.emulation.captured.recorder import Bounds
 from archkey.conformance.emulation.captured.recording import Fate, Limits, record
-from archkey.conformance.emulation.captured.replay import compare_all
 
 __all__ = ["main"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 1 if a launch is too far from the card's, or a kernel has none."""
+    """The exit code: 1 if rounding does not explain a kernel's differences, or it has no launch."""
     given = _parser().parse_args(arguments)
     if given.command == "compare":
-        return int(compare_all(given.path, given.bound) > 0)
+        return _compare(given)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `timeout` ends it like Ctrl-C
     fates = record(
         *(given.target, given.path, click.echo),
@@ -40,6 +41,17 @@ def main(arguments: list[str] | None = None) -> int:
     total = sum(sum(fate.bodies.values()) for fate in fates.values())
     click.echo(f"{total} launches in {given.path}, {size:.1f} MiB")
     return int(any(fate.tried and not sum(fate.bodies.values()) for fate in fates.values()))
+
+
+def _compare(given: argparse.Namespace) -> int:
+    document = compare_all(
+        *(given.path, given.output, lambda text: click.echo(text, err=True)),
+        jobs=given.jobs,
+        seconds=given.seconds,
+        timeout=given.timeout,
+    )
+    click.echo(json.dumps(document, indent=1) if given.json else table(document))
+    return int(bool(failed(document)) or not document["emulated"]["complete"])
 
 
 def _told(kernel: str, fate: Fate) -> str:
@@ -74,7 +86,11 @@ def _parser() -> argparse.ArgumentParser:
     keep.add_argument("--emulated", action="store_true", help="without the card, to try it")
     against = commands.add_parser("compare", help="the same launches on the emulator", **named)
     against.add_argument("path", type=Path)
-    against.add_argument("--bound", type=float, default=1e-2, help="relative to the largest")
+    against.add_argument("--output", type=Path, help="the document; resumed if it is there")
+    against.add_argument("--json", action="store_true", help="the document on stdout, no table")
+    against.add_argument("--seconds", type=float, default=0.0, help="in total; 0: no limit")
+    against.add_argument("--timeout", type=float, default=600.0, help="seconds of a launch")
+    against.add_argument("-j", "--jobs", type=int, default=1, help="processes")
     return parser
 
 

@@ -25,7 +25,7 @@ import torch
 
 from archkey.errors import RecordError
 
-__all__ = ["Archive", "Launch", "Place"]
+__all__ = ["Archive", "Kept", "Launch", "Place"]
 
 _MAGIC = b"archkey launches 1\n"
 _HEAD = struct.Struct("<II")
@@ -43,6 +43,20 @@ class Place(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+class Kept(NamedTuple):
+    """A launch in the file, without its contents: see Launch.
+
+    at    where it begins
+    text  the digest of its PTX
+    """
+
+    at: int
+    kernel: str
+    case: str
+    body: str
+    text: str
 
 
 @dataclass
@@ -149,11 +163,11 @@ class Archive:
         """Write the last entry."""
         self._append([_entry({"entry": "end", **end})])
 
-    def read(self) -> tuple[dict[str, Any], list[int], dict[str, Any]]:
-        """What the file is about, where its launches are, what it says at its end; {} if cut."""
+    def read(self) -> tuple[dict[str, Any], list[Kept], dict[str, Any]]:
+        """What the file is about, its launches, what it says at its end; {} if cut."""
         about: dict[str, Any] = {}
         end: dict[str, Any] = {}
-        launches: list[int] = []
+        launches: list[Kept] = []
         before = len(_MAGIC)
         for after, head, blobs in self._entries():
             if head["entry"] == "about":
@@ -161,14 +175,19 @@ class Archive:
             elif head["entry"] == "text":
                 self._texts[head["digest"]] = blobs[0].decode()
             elif head["entry"] == "launch":
-                launches.append(before)
+                fields = (head[name] for name in Kept._fields[1:])
+                launches.append(Kept(before, *fields))
             else:
                 end = head
             before = after
         return about, launches, end
 
+    def text(self, digest: str) -> str:
+        """The PTX that a launch, which `read` has told, is of."""
+        return self._texts[digest]
+
     def launch(self, at: int) -> Launch:
-        """The launch at a place that `read` told."""
+        """The launch at a place that `read` has told."""
         with self.path.open("rb") as file:
             file.seek(at)
             size, _ = _HEAD.unpack(file.read(_HEAD.size))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that launches and keeps: `python -m archkey.conformance.emulation.captured.recorder`.
 
-Asked by `recording`, a line of JSON each: the fields of an `Item`. The answer is a line
+Asked by `recording`, a line of JSON each: the fields of an `Item`, and `room`. The answer is a line
 `{"begin": case}`, then `{"outcome", "reason", "kept", "left", "stuck"}`. What it keeps is in the
 file before it answers, so its death loses nothing.
 """
@@ -58,11 +58,13 @@ class Keeper:
     case: str = ""
     kept: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    room: int = 0
     _seen: set[str] = field(default_factory=set)
 
-    def begin(self, kernel: str, case: str) -> None:
-        """From here on launches are of this case."""
+    def begin(self, kernel: str, case: str, room: int | None = None) -> None:
+        """From here on launches are of this case. room: of the file, the rest is for others."""
         self.kernel, self.case, self.kept, self.left = kernel, case, [], {}
+        self.room = self.bounds.file if room is None else room
         self._seen.clear()
 
     def launching(self, launch: Callable[..., None], compiled: Any) -> Callable[..., None]:
@@ -106,7 +108,7 @@ class Keeper:
         return ""
 
     def _keep(self, launch: Launch) -> None:
-        if why := self.archive.add(launch, self.bounds.each, self.bounds.file):
+        if why := self.archive.add(launch, self.bounds.each, self.room):
             self.left.setdefault(launch.body, why)
         else:
             self._seen.add(launch.text)
@@ -191,8 +193,9 @@ def main() -> None:
         session = keeping(device, keeper)
 
         def answer(question: dict[str, Any], say: Say) -> None:
+            room = question.pop("room")
             item = Item(**question)
-            keeper.begin(f"{item.operator} {item.kernel}", item.case)
+            keeper.begin(f"{item.operator} {item.kernel}", item.case, room)
             # Level emulated: one run, where level device has two.
             outcome = examine(session, item, Options(1), lambda name: say(begin=name))
             left = {body: why for body, why in keeper.left.items() if body not in keeper.kept}

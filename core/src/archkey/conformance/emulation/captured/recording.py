@@ -62,7 +62,7 @@ class Fate:
     @property
     def turn(self) -> float:
         """The kernel with the least is next; a case of which nothing is kept counts little."""
-        return self.kept + (self.tried - self.kept) / 8
+        return self.kept + (self.tried - self.kept) / 32
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
@@ -181,6 +181,7 @@ def _ask(
     waiting: list[Item] = []
     recorder: Process | None = None
     fresh = more = True
+    awaited = [fate for fate in fates.values() if not fate.reasons]  # those with cases to ask
 
     def turn(item: Item) -> float:
         return fates[f"{item.operator} {item.kernel}"].turn
@@ -204,9 +205,10 @@ def _ask(
                 recorder, fresh = Process(module, options, environment), True
             # A new process starts torch first, which is slow on a machine that just has started.
             rest = until - time.monotonic()
-            answer = _answer(recorder, item, rest if fresh else min(rest, limits.timeout))
-            fresh = False
             fate = fates[f"{item.operator} {item.kernel}"]
+            question = {**item._asdict(), "room": _room(awaited, fate, int(options["file"]))}
+            answer = _answer(recorder, question, rest if fresh else min(rest, limits.timeout))
+            fresh = False
             fate.tried += 1
             fate.kept += bool(answer["kept"])
             for body, why in answer["left"].items():
@@ -226,11 +228,17 @@ def _ask(
             recorder.close()
 
 
-def _answer(recorder: Process, item: Item, seconds: float) -> dict[str, Any]:
+def _room(awaited: list[Fate], fate: Fate, file: int) -> int:
+    """Bytes that the file may have after a launch; the rest is for kernels that have none yet."""
+    others = sum(not other.kept and other is not fate for other in awaited)
+    return file - others * file * 2 // (3 * len(awaited))
+
+
+def _answer(recorder: Process, question: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What the recorder says; a death, or silence for too long, is a failure."""
     answer: dict[str, Any] = {}
     try:
-        for answer in recorder.ask(item._asdict(), max(seconds, 0.1)):
+        for answer in recorder.ask(question, max(seconds, 0.1)):
             if "outcome" in answer:
                 break
     except Ended as end:

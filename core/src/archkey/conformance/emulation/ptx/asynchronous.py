@@ -39,7 +39,7 @@ class Copies:
     def __init__(self, workgroup: Any) -> None:
         self.workgroup = workgroup
         self.open: list[_Copy] = []
-        self.committed = np.zeros(workgroup.threads, np.int64)
+        self.committed = np.zeros(workgroup.total, np.int64)
 
     def add(self, G: Any, to: Array, source: Array, size: int, read: Array, mask: Any) -> None:
         """Of the group's threads under `mask`."""
@@ -51,7 +51,7 @@ class Copies:
         copy = _Copy(
             threads, to[chosen], source[chosen], size, read[chosen], np.full(len(chosen), -1)
         )
-        self.workgroup.shared.check(copy.to, size, size)
+        self.workgroup.shared.check(copy.to, size, size, self.workgroup.homes(G)[chosen])
         if (copy.read > size).any():
             raise Fault(f"cp.async of {size} bytes reads more")
         if (copy.source[copy.read > 0] & np.uint64(size - 1)).any():
@@ -85,7 +85,7 @@ class Copies:
         self._finish(lambda c: member[c.threads])
 
     def _member(self, G: Any) -> Array:
-        member = np.zeros(self.workgroup.threads, np.bool_)
+        member = np.zeros(self.workgroup.total, np.bool_)
         member[G.tid] = True
         return member
 
@@ -282,7 +282,8 @@ def _wait(S: Any, G: Any, at: Array, parity: Array, mask: Any) -> Any:
     pairs[0] = S.shared.local(pairs[0])
     if (pairs == pairs[:, :1]).all():
         return True if S.mbarriers.over(*map(int, pairs[:, 0])) else None
-    over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in pairs.T])
+    each, which = np.unique(pairs, axis=1, return_inverse=True)
+    over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in each.T])[which.reshape(-1)]
     return True if over.all() else over if over.any() else None
 
 

@@ -7,13 +7,13 @@ and variables of the function while it runs; a view as another kind of number is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.ptx.flow import Block, results
+from archkey.conformance.emulation.ptx.flow import Block, registers_of, results
 from archkey.conformance.emulation.ptx.text import (
     Address,
     Immediate,
@@ -33,18 +33,23 @@ Builder: TypeAlias = "Callable[[Emitter, Instruction], None]"
 _UNSIGNED = {16: "u2", 32: "u4", 64: "u8", 1: "pred"}
 _BITS = {"pred": 1, **{f"{c}{n}": 8 * n for c in "uif" for n in (1, 2, 4, 8)}}
 SPECIAL = {
-    "%tid.x": "G.tid",
+    "%tid.x": "S.local(G)",
     "%laneid": "(G.tid & u4(31))",
-    "%warpid": "(G.tid >> u4(5))",
+    "%warpid": "(S.local(G) >> u4(5))",
     **{f"%tid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
     "%ntid.x": "full(G.n, u4(S.threads))",
     **{f"%ntid.{axis}": "full(G.n, u4(1))" for axis in "yz"},
-    **{f"%ctaid.{axis}": f"full(G.n, u4(S.place[{n}]))" for n, axis in enumerate("xyz")},
+    **{f"%ctaid.{axis}": f"S.at(G, {n})" for n, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"full(G.n, u4(S.grid[{n}]))" for n, axis in enumerate("xyz")},
     **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
     **dict.fromkeys(("%cluster_ctarank", "%cluster_ctaid.x"), "full(G.n, u4(S.rank))"),
     **dict.fromkeys(("%cluster_nctarank", "%cluster_nctaid.x"), "full(G.n, u4(S.cluster.size))"),
 }
+
+
+# LLVM packs what tcgen05.ld loads into pairs before the wait for it (triton-lang/triton#9635): then
+# the pair is what must not be read.
+_CARRIES = ("mov.b32", "mov.b64", "cvt.u64.u32", "shl.b64", "or.b64")
 
 
 class Function(NamedTuple):
@@ -64,6 +69,8 @@ class Emitter:
         self._views: dict[str, dict[str, str]] = {}
         self._at, self._made = -1, 0
         self._mask: str | None = None
+        # Whether the instruction moves bits alone, and has moved such as were not waited for.
+        self._carries = self._carried = False
         self.unwaited: set[str] = set()
 
     # What builders use.
@@ -99,7 +106,7 @@ class Emitter:
                 raise UnknownInstruction(f"special register {operand.name} as {kind}")
             return f"({SPECIAL[operand.name]}).view({kind})"
         if isinstance(operand, Symbol):
-            return f"full(G.n, {kind}(S.symbol({operand.name!r})))"
+            return f"S.symbol(G, {operand.name!r}, {kind})"
         raise UnknownInstruction(f"operand {operand} where a {kind} is expected")
 
     def vector(self, operand: Operand, kind: str) -> str:
@@ -140,7 +147,10 @@ class Emitter:
             raise UnknownInstruction(f"a result of {kind} in {operand.name} of {operand.kind}")
         if self._mask is not None:
             expression = f"where({self._mask}, {expression}, {self.read(operand, kind)})"
-        self.unwaited.discard(operand.name)
+        if self._carried:
+            self.unwaited.add(operand.name)
+        else:
+            self.unwaited.discard(operand.name)
         name = self._variable(operand.name, kind)
         self.line(f"{name} = {expression}")
         self._views[operand.name] = {kind: name}
@@ -154,25 +164,29 @@ class Emitter:
 
     # What builds a function.
 
-    def begin(self, at: int, guard: Register | None) -> None:
+    def begin(self, at: int, name: str, guard: Register | None) -> None:
         """Instruction `at` comes next."""
         self._at, self._mask = at, None
+        self._carries, self._carried = name in _CARRIES, False
         if guard is not None:
             self._mask = self.fresh()
             self.line(f"{self._mask} = {self._register(guard, 'pred')}")
 
     def enter(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Fetch the registers that the block finds."""
-        self.line("R = S.registers; ix = G.ix")
+        self.line("R = S.registers")
+        found = []
         for name in names:
             kind = "pred" if registers[name] == "pred" else f"u{int(registers[name][1:]) // 8}"
-            variable = self._variable(name, kind)
-            self.line(f"{variable} = R[{self.indices[name]}][ix]")
-            self._views[name] = {kind: variable}
+            found.append(self._variable(name, kind))
+            self._views[name] = {kind: found[-1]}
+        if found:
+            indices = tuple(self.indices[name] for name in names)
+            self.line(f"{', '.join(found)}, = fetch(R, G, {self.constant(indices)})")
 
     def leave(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Put back the registers that others read."""
-        self._at = -1
+        self._at, self._carries, self._carried = -1, False, False
         self.unwaited.clear()
         pairs = []
         for name in names:
@@ -180,23 +194,21 @@ class Emitter:
                 bits = 1 if registers[name] == "pred" else int(registers[name][1:])
                 value = self._register(Register(name, registers[name]), _UNSIGNED[bits])
                 pairs.append((self.indices[name], value))
-        if not pairs:
-            return
-        self.line("if G.whole:")
-        for index, value in pairs:
-            self.line(f"  R[{index}] = {value}")
-        self.line("else:")
-        for index, value in pairs:
-            self.line(f"  put(R, {index}, {value}, ix)")
+        if pairs:
+            indices = self.constant(tuple(index for index, _ in pairs))
+            self.line(f"keep(R, G, {indices}, ({', '.join(value for _, value in pairs)},))")
 
     def _variable(self, name: str, kind: str) -> str:
         return f"r{self.indices[name]}{kind}"
 
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
-        if register.name in self.unwaited and self.module.strict:
-            self.line("unwaited()")
-            self.unwaited.clear()
+        if register.name in self.unwaited:
+            if self._carries:
+                self._carried = True
+            elif self.module.strict:
+                self.line("unwaited()")
+                self.unwaited.clear()
         if views is None:
             raise UnknownInstruction(f"{register.name} has no value here")
         if kind == "pred" or register.kind == "pred":
@@ -234,11 +246,27 @@ def _scalar(value: int | float, kind: str) -> Any:
     return unsigned.view(dtype)[0]
 
 
-def put(registers: list[Any], index: int, value: Any, where: Any) -> None:
-    """Change a register in some threads; others may hold the old array."""
-    changed = registers[index].copy()
-    changed[where] = value
-    registers[index] = changed
+def _fetch(registers: list[Any], group: Any, indices: tuple[int, ...]) -> list[Any]:
+    """What registers hold in the threads of a group."""
+    if group.whole:
+        return [registers[index] for index in indices]
+    where = group.ix
+    return [registers[index][where] for index in indices]
+
+
+def _keep(
+    registers: list[Any], group: Any, indices: tuple[int, ...], values: tuple[Any, ...]
+) -> None:
+    """Change registers in the threads of a group; others may hold the old arrays."""
+    if group.whole:
+        for index, value in zip(indices, values, strict=True):
+            registers[index] = value
+        return
+    where = group.ix
+    for index, value in zip(indices, values, strict=True):
+        changed = registers[index].copy()
+        changed[where] = value
+        registers[index] = changed
 
 
 def _unwaited() -> None:
@@ -256,8 +284,21 @@ _BASE: dict[str, Any] = {
         for n in (1, 2, 4, 8)
         if c + str(n) != "f1"
     },
-    **{"np": np, "where": np.where, "full": _full, "put": put, "unwaited": _unwaited},
+    **{
+        "np": np,
+        "where": np.where,
+        "full": _full,
+        "unwaited": _unwaited,
+        "fetch": _fetch,
+        "keep": _keep,
+    },
 }
+
+
+def _mentioned(code: Sequence[Instruction]) -> set[str]:
+    """Registers of these instructions; others only pass through the block."""
+    found = {i.guard.name for i in code if i.guard is not None}
+    return found | {r.name for i in code for operand in i.operands for r in registers_of(operand)}
 
 
 def function(
@@ -271,10 +312,10 @@ def function(
     emitter = Emitter(module, indices)
     code = module.instructions[block.start : block.end]
     written = set().union(*(results(instruction) for instruction in code))
-    emitter.enter(sorted(block.before), module.registers)
+    emitter.enter(sorted(block.before & _mentioned(code)), module.registers)
     answer = "None"
     for at, instruction in enumerate(code, block.start):
-        emitter.begin(at, instruction.guard)
+        emitter.begin(at, instruction.name, instruction.guard)
         builder = table.get(instruction.name)
         if builder is None:
             raise UnknownInstruction(f"unknown instruction {instruction} of {module.target}")

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -115,29 +116,53 @@ def execute(
         counters=Counters(),
     )
     clusters = places(grid)
-    clusters.done(spread(_Run(code, launch), clusters.chosen))
+    step = _side_by_side(text, launch)
+    together = [clusters.chosen[n : n + step] for n in range(0, len(clusters.chosen), step)]
+    clusters.done(spread(_Run(code, launch), together))
 
 
 _ATOMIC = re.compile(r"(?:atom|red)\.(?:\w+\.)*?global|cp\.reduce\.async")
 
 
 class _Run:
-    """One launch, cluster by cluster (of one workgroup, mostly): see `spread.Work`."""
+    """One launch, piece by piece: see `spread.Work`. A piece is workgroups side by side, or one
+    cluster."""
 
     def __init__(self, code: Code, launch: Launch) -> None:
         self.code, self.launch, self.memory = code, launch, launch.memory
         names = (instruction.name for instruction in code.module.instructions)
         self.atomics = any(_ATOMIC.match(name) for name in names)
 
-    def once(self, number: int, place: Place) -> None:
-        """Run the cluster at `place`."""
-        x, y, z = place
+    def once(self, number: int, piece: Sequence[Place]) -> None:
+        """Run the workgroups, or the cluster, at these places."""
+        (x, y, z), *others = piece
         size = self.code.module.cluster
         cluster = Cluster(size, self.code.module.threads)
         ranks = range(x * size, x * size + size)
-        groups = [Workgroup(self.launch, (n, y, z), self.code.kinds, cluster) for n in ranks]
+        groups = [
+            Workgroup(self.launch, (n, y, z), self.code.kinds, cluster, others) for n in ranks
+        ]
         run(self.code, groups)
 
     def counted(self) -> Counters:
         """What was done since this was last asked."""
         return self.launch.counters.take()
+
+
+LANES = 4096
+"""Threads that are one vector, at most: more of them do not fit into a cache."""
+
+_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|setmaxnreg|mapa\.")
+
+
+@functools.lru_cache(64)
+def _is_alone(text: str) -> bool:
+    """Whether it uses what a workgroup has one of."""
+    return _ALONE.search(text) is not None
+
+
+def _side_by_side(text: str, launch: Launch) -> int:
+    """How many workgroups run together; the number of a warp has 8 bits in `Shared`."""
+    if launch.order.warps or launch.threads % 32 or _is_alone(text):
+        return 1
+    return max(min(LANES, 32 * 200) // launch.threads, 1)

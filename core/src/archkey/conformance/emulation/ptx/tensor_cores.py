@@ -45,7 +45,8 @@ def _rounded(total: Array, kind: str) -> Array:
 
 def _load_matrix(S: Any, G: Any, at: Array, count: int, turned: bool) -> Array:
     rows = at.reshape(warps(G), 32)[:, : 8 * count].reshape(-1).astype(np.uint32)
-    words = S.shared.load(rows, 4, 4).T.reshape(-1, count, 8, 4)  # [warp, tile, row, word]
+    homes = S.homes(G).reshape(-1, 32)[:, : 8 * count].reshape(-1)
+    words = S.shared.load(rows, 4, 4, homes).T.reshape(-1, count, 8, 4)  # [warp, tile, row, word]
     if turned:
         halves = np.ascontiguousarray(words).view(np.uint16).transpose(0, 1, 3, 2)
         words = np.ascontiguousarray(halves).view(np.uint32)
@@ -61,7 +62,7 @@ def _store_matrix(S: Any, G: Any, at: Array, registers: list[Array], turned: boo
         words = np.ascontiguousarray(halves).view(np.uint32)
     data = np.ascontiguousarray(words.reshape(-1, 4).T)
     who = np.repeat(G.tid.reshape(-1, 32)[:, 0].astype(np.int64) >> 5, 8 * count)
-    S.shared.store(rows, data, who)
+    S.shared.store(rows, data, who, np.repeat(S.homes(G)[::32], 8 * count))
 
 
 def _wgmma(
@@ -98,8 +99,12 @@ def _matrix(
     if (descriptor[:_GROUP] != descriptor[0]).any():
         raise Fault("the threads of a warp group give wgmma different descriptors")
     layout = descriptors.hopper(int(descriptor[0]))
+    # A descriptor has no room for more than a workgroup's own address.
+    layout = layout._replace(start=layout.start % S.shared.room)
     at = descriptors.addresses(layout, rows, columns, ELEMENTS[kind].bits, turned)
-    data = S.shared.chunks(at)
+    home = group * _GROUP // S.threads * S.shared.room
+    at = at + home
+    data = S.shared.chunks(at, home=home)
     S.watch.add(group, at, data)
     numbers = values(data.reshape(len(at), -1), kind)
     return numbers.T if turned else numbers
