@@ -14,21 +14,21 @@ from archkey.conformance.emulation.program import families
 
 ELSEWHERE: dict[str, str] = {
     r"v_mfma_.*": "test_matrix.py and test_whole_kernels.py: the reference has no pseudocode",
-    r"v_accvgpr_.*": "test_lanes.py",
-    r"v_(readlane|readfirstlane|writelane|permlane.*|swap|mov)_b32": "test_lanes.py: between lanes",
+    r"v_accvgpr_.*": "test_isa_rest.py",
+    r"v_(readlane|readfirstlane|writelane|permlane.*|swap|mov)_b32": "test_lanes.py, test_isa_rest.py",
     r"ds_(b?permute|swizzle)_b32": "test_lanes.py",
-    r"ds_read_b64_tr_b\d+": "test_memory.py: of gfx950 the reference has no pseudocode",
-    r"global_load_lds_.*": "test_memory.py",
-    r"v_cvt_(scalef32_)?.*(fp8|bf8|fp4).*": "test_convert.py: against ml_dtypes",
-    r"v_fma_mix.*|v_fmac_f16": "test_floats.py: no pseudocode",
+    r"ds_read_b64_tr_b\d+": "test_isa_rest.py: of gfx950 the reference has no pseudocode",
+    r"global_load_lds_.*": "test_memory.py and test_isa_rest.py",
+    r"v_cvt_(scalef32_)?.*(fp8|bf8|fp4).*": "test_convert.py and test_isa_rest.py: against torch",
+    r"v_fma_mix.*|v_fmac_f16": "test_floats.py and test_isa_rest.py: no pseudocode",
     r"v_cvt_pkrtz_f16_f32": "test_convert.py: another way of rounding",
-    r"v_frexp_exp_.*": "test_floats.py: of 0 the reference does not say what an exponent is",
+    r"v_frexp_exp_.*": "test_isa_rest.py: of 0 the reference does not say what an exponent is",
     r"v_div_(scale|fixup|fmas)_f32": "test_floats.py: whole divisions against float64",
-    r"s_cbranch_.*|s_branch|s_endpgm|s_barrier": "test_text.py",
+    r"s_cbranch_.*|s_branch|s_endpgm|s_barrier": "test_isa_rest.py; test_text.py",
     r"s_setreg_imm32_b32": "test_convert.py",
     r"s_(waitcnt|nop|setprio|sleep|inst_prefetch|sethalt)|s_[di]cache_\w+": "they do nothing here",
     r"buffer_(inv|wbl2)": "they do nothing here",
-    r"s_cmp_(gt|ge|lt|le)_u64": "not in the reference, which has eq and lg; test_integers.py",
+    r"s_cmp_(gt|ge|lt|le)_u64": "not in the reference, which has eq and lg; test_isa_rest.py",
 }
 """What has no pseudocode to run, and where it is tested instead."""
 
