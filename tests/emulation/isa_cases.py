@@ -15,7 +15,7 @@ from archkey.conformance.emulation.program import families
 ELSEWHERE: dict[str, str] = {
     r"v_mfma_.*": "test_matrix.py and test_whole_kernels.py: the reference has no pseudocode",
     r"v_accvgpr_.*": "test_isa_rest.py",
-    r"v_(readlane|readfirstlane|writelane|permlane.*|swap|mov)_b32": "test_lanes.py, test_isa_rest.py",
+    r"v_(read(first)?lane|writelane|permlane.*|swap|mov)_b32": "test_lanes.py, test_isa_rest.py",
     r"ds_(b?permute|swizzle)_b32": "test_lanes.py",
     r"ds_read_b64_tr_b\d+": "test_isa_rest.py: of gfx950 the reference has no pseudocode",
     r"global_load_lds_.*": "test_memory.py and test_isa_rest.py",
