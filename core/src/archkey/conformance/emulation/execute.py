@@ -47,7 +47,6 @@ _SUPPORTED = {
     "float_denorm_mode_16_64": 3,
     "dx10_clamp": 1,
     "ieee_mode": 1,
-    "system_vgpr_workitem_id": 0,  # v0 alone
     "system_sgpr_workgroup_info": 0,
     "uses_dynamic_stack": 0,
 }
@@ -148,6 +147,7 @@ def _wave(code: Code, group: Group, place: Place, number: int, resources: Resour
     total, first = directives["next_free_vgpr"], directives["accum_offset"]
     scratch_bytes = directives["private_segment_fixed_size"]
     wave = Wave(group, min(total, first), max(total - first, 0), scratch_bytes)
+    # Bits 10 to 29, where .amdhsa_system_vgpr_workitem_id asks for them, have y and z, which are 0.
     wave.u32[0][:] = number * LANES + np.arange(LANES)
     at = 0
     for name, size in _USER_SGPRS:
