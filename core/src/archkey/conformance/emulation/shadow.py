@@ -61,14 +61,14 @@ class Lds:
         if size > 1 and np.count_nonzero(at & _ODD[size]):
             return self.read(wave, at, 1, size * count).T.copy().view(f"u{size}").T
         index, planes = (at >> _SHIFT[size]) + _STEPS[:count], self._planes[size]
-        found = planes[:, index]
+        found = planes.take(index, axis=1)  # several times as fast as planes[:, index]
         if np.count_nonzero(found[_WRITTEN] != _FULL[size]):
             self._unwritten(found[_WRITTEN], index * size)
         if self._shared:
             self._touched, (own, others) = True, _MARKS[size][wave % 8]
             if np.count_nonzero(found[_WRITERS] & others):
                 self._racing(wave, found[_WRITERS], index * size, reading=True)
-            planes[_READERS, index] = found[_READERS] | own
+            planes[_READERS][index] = found[_READERS] | own
         data: Array = found[_DATA]
         return data
 
@@ -83,14 +83,14 @@ class Lds:
         index, planes = (at >> _SHIFT[size]) + _STEPS[:count], self._planes[size]
         if self._shared:
             self._touched, (own, others) = True, _MARKS[size][wave % 8]
-            before = planes[:, index]
+            before = planes.take(index, axis=1)
             foes = (before[_WRITERS] | before[_READERS]) & others
             if np.count_nonzero(foes):
                 changed = (before[_DATA] ^ values) | ~before[_WRITTEN]
                 self._racing(wave, _where(changed, foes), index * size, reading=False)
-            planes[_WRITERS, index] = before[_WRITERS] | own
-        planes[_DATA, index] = values
-        planes[_WRITTEN, index] = _FULL[size]
+            planes[_WRITERS][index] = before[_WRITERS] | own
+        planes[_DATA][index] = values
+        planes[_WRITTEN][index] = _FULL[size]
 
     def _check(self, at: Array, span: int) -> None:
         """Fault past the end."""
