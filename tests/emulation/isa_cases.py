@@ -78,7 +78,9 @@ def scalar_names() -> Iterator[str]:
 
 def memory_names() -> Iterator[str]:
     for name in known():
-        moves = re.match(r"(ds_(read|write)|(global|buffer|scratch)_(load|store|atomic))", name)
+        moves = re.match(
+            r"(ds_(?!swizzle|permute|bpermute)|(global|buffer|scratch)_(load|store|atomic))", name
+        )
         if moves and name in TEXTS and not elsewhere(name):
             yield name
 

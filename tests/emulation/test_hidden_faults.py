@@ -70,6 +70,25 @@ def test_what_waves_may_do_to_one_byte() -> None:
     assert lds.read(3, BYTE, 4, 1).item() == 8
 
 
+def test_atomics_are_in_the_way_of_plain_accesses_alone() -> None:
+    lds, at = Lds(16, shared=True), np.array([8])
+    lds.write(0, at, value(5))
+    with pytest.raises(Fault, match="wave 1 changes 4 bytes of LDS, near 8, that wave 0 uses"):
+        lds.claim(1, at, 1)
+    lds.barrier()
+    for wave in range(3):
+        lds.claim(wave, at, 1)
+    for access in (lambda: lds.read(0, at, 4, 1), lambda: lds.write(0, at, value(6))):
+        with pytest.raises(Fault, match="wave 0 changes 4 bytes of LDS, near 8, that wave . uses"):
+            access()
+    lds.barrier()
+    assert lds.read(0, at, 4, 1).item() == 5
+    with pytest.raises(Fault, match="4 bytes of LDS are read that nobody wrote"):
+        lds.claim(0, at + 4, 1)
+    with pytest.raises(Fault, match="not aligned"):
+        lds.claim(0, at + 2, 1)
+
+
 def test_neighbours_of_a_byte_are_others() -> None:
     """Halves of a word that two waves write; and a word of which a byte is missing."""
     lds = Lds(16, shared=True)

@@ -37,7 +37,9 @@ def _memory_line(name: str, data: int, result: int) -> str:
     if space == "ds":
         more = " offset0:1 offset1:2" if re.match(r"(read|write)2", rest) else ""
         other = given.replace("v10", "v14").replace("[10:11]", "[14:15]")
-        both = f"{given}, {other}" if "write2" in rest else given
+        both = f"{given}, {other}" if re.match("write2|cmpst", rest) else given
+        if not re.match("read|write", rest):
+            return f"{name} {f'{to}, ' if 'rtn' in rest else ''}v20, {both}"
         return f"{name} {to}, v20{more}" if "read" in rest else f"{name} v20, {both}{more}"
     where = {"global": "v[20:21]", "scratch": "v20", "buffer": "v20, s[4:7], 0 offen"}[space]
     if space == "buffer":
@@ -82,6 +84,10 @@ def test_memory_instructions(name: str) -> None:
         for n in range(half):
             held = memory.view(np.uint32)[at // 4 + n]
             given[half + n] = np.where(LANE % 2 == 0, held, given[half + n])
+    if "cmpst" in name:
+        for n in range(data):
+            held = memory.view(np.uint32)[at // 4 + n]
+            given[n] = np.where(LANE % 2 == 0, held, given[n])
     registers = {f"v{10 + n}": words for n, words in enumerate(given)}
     old = [words(40 + n, False, False) for n in range(4)]
     registers |= {f"v{n}": words for n, words in enumerate(old)}
@@ -126,7 +132,7 @@ def test_memory_instructions(name: str) -> None:
         )
         for n in range(span):
             assert after[place + n] == env["MEM"][place + n], (name, lane, n)
-        if loads or "atomic" in name:
+        if loads or "atomic" in name or "rtn" in name:
             at_result = 10 if space == "buffer" and "atomic" in name else 0
             returned = env["VDATA" if re.search(r"VDATA(\.|\[)[^=;]*=", text) else "RETURN_DATA"]
             found = [int(on.u32[at_result + n][lane]) for n in range(result)]

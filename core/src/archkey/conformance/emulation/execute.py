@@ -74,7 +74,8 @@ class _Run:
     ) -> None:
         self.code, self.memory, self.resources = code, memory, resources
         self.seed, self.doubly = seed, doubly
-        self.atomics = "atomics" in code.classes
+        names = (instruction.name for instruction in code.assembly.instructions)
+        self.atomics = any("_atomic_" in name for name in names)
         self.counters, self.times = Counters(), [0] * len(code.steps)
 
     def once(self, number: int, place: Place) -> None:
@@ -109,7 +110,10 @@ class _Run:
         second = _Run(self.code, self.memory, self.resources, self.seed, False)
         runs = iter((self, second, second))
         found = twice(
-            self.memory, lambda given: next(runs)._workgroup(place, given), order, self.atomics
+            self.memory,
+            lambda given: next(runs)._workgroup(place, given),
+            order,
+            "atomics" in self.code.classes,
         )
         if found:
             where = self.code.assembly.instructions[found.label]

@@ -57,12 +57,17 @@ class Group:
             self.counters.loaded += 4 * words
         return self.memory.scalar(address, words)
 
+    def count_lds(self, loaded: int, stored: int) -> None:
+        """Bytes that are about to be read and written."""
+        self.counters.lds_loaded = (self.counters.lds_loaded or 0) + loaded
+        self.counters.lds_stored = (self.counters.lds_stored or 0) + stored
+
     def read_lds(self, at: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each byte address of LDS: [count, lanes]."""
-        self.counters.lds_loaded = (self.counters.lds_loaded or 0) + size * count * len(at)
+        self.count_lds(size * count * len(at), 0)
         return self.lds.read(self.running, at, size, count)
 
     def write_lds(self, at: Array, values: Array) -> None:
         """Write `values` [count, lanes] from each byte address on."""
-        self.counters.lds_stored = (self.counters.lds_stored or 0) + values.nbytes
+        self.count_lds(0, values.nbytes)
         self.lds.write(self.running, at, values)

@@ -4,6 +4,7 @@
 Two waves may do what they like to one byte between two barriers only if the order does not matter:
 both read it, or both write the same. Everything else is a race, in whatever order they ran here. So
 is what a wave reads of another's in the same interval, and a byte that nobody wrote is no number.
+Atomics are in nobody's way but that of plain reads and writes.
 
 Waves whose numbers are equal modulo 8 are taken for one: their races are not found. Triton's usual
 workgroups have 8 waves at most.
@@ -22,7 +23,7 @@ __all__ = ["Lds"]
 
 Array = npt.NDArray[Any]
 
-_DATA, _WRITTEN, _WRITERS, _READERS = range(4)
+_DATA, _WRITTEN, _WRITERS, _READERS, _CLAIMS = range(5)
 _STEPS = np.arange(16)[:, None]
 _SIZES = (1, 2, 4, 8)
 # numpy takes a constant faster as an array without axes than as a number.
@@ -46,14 +47,18 @@ class Lds:
 
     def __init__(self, size: int, shared: bool) -> None:
         self.size, self._shared, self._touched = size, shared, False
-        whole = np.zeros((4 if shared else 2, (size + 7) // 8 * 8), np.uint8)
-        self._planes = {n: whole.view(f"u{n}") for n in (1, 2, 4, 8)}
+        whole = np.zeros((5 if shared else 2, (size + 7) // 8 * 8), np.uint8)
+        # The usual accesses look at all planes but that of atomics, until there are some.
+        self._planes = {n: whole[:_CLAIMS].view(f"u{n}") for n in _SIZES}
+        self._claims = {n: whole[_CLAIMS:].view(f"u{n}").reshape(-1) for n in _SIZES}
+        self._claimed = False
 
     def barrier(self) -> None:
         """All waves have met: what each did is behind all others."""
         if self._shared and self._touched:
             self._planes[8][_WRITERS:] = 0
-            self._touched = False
+            self._claims[8][:] = 0
+            self._touched = self._claimed = False
 
     def read(self, wave: int, at: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each byte address: [count, lanes]."""
@@ -68,6 +73,8 @@ class Lds:
             self._touched, (own, others) = True, _MARKS[size][wave % 8]
             if np.count_nonzero(found[_WRITERS] & others):
                 self._racing(wave, found[_WRITERS], index * size, reading=True)
+            if self._claimed:
+                self._against_atomics(wave, index, size)
             planes[_READERS][index] = found[_READERS] | own
         data: Array = found[_DATA]
         return data
@@ -88,9 +95,42 @@ class Lds:
             if np.count_nonzero(foes):
                 changed = (before[_DATA] ^ values) | ~before[_WRITTEN]
                 self._racing(wave, _where(changed, foes), index * size, reading=False)
+            if self._claimed:
+                self._against_atomics(wave, index, size)
             planes[_WRITERS][index] = before[_WRITERS] | own
         planes[_DATA][index] = values
         planes[_WRITTEN][index] = _FULL[size]
+
+    def claim(self, wave: int, at: Array, words: int) -> None:
+        """Before atomics on `words` words from each address: they do not race with one another."""
+        self._check(at, 4 * words)
+        if np.count_nonzero(at & (4 * words - 1)):
+            raise Fault("an atomic on LDS that is not aligned")
+        index, planes = (at >> _SHIFT[4]) + _STEPS[:words], self._planes[4]
+        found = planes.take(index, axis=1)
+        if np.count_nonzero(found[_WRITTEN] != _FULL[4]):
+            self._unwritten(found[_WRITTEN], index * 4)
+        if self._shared:
+            self._touched, (own, others) = True, _MARKS[4][wave % 8]
+            self._claimed = True
+            foes = (found[_WRITERS] | found[_READERS]) & others
+            if np.count_nonzero(foes):
+                self._racing(wave, foes, index * 4, reading=False)
+            self._claims[4][index] = self._claims[4].take(index) | own
+
+    def peek(self, at: Array, size: int, count: int) -> Array:
+        """What is there, for an atomic that has claimed it."""
+        return self._planes[size][_DATA].take((at >> _SHIFT[size]) + _STEPS[:count])
+
+    def poke(self, at: Array, values: Array) -> None:
+        """Write for such an atomic."""
+        size = values.dtype.itemsize
+        self._planes[size][_DATA][(at >> _SHIFT[size]) + _STEPS[: len(values)]] = values
+
+    def _against_atomics(self, wave: int, index: Array, size: int) -> None:
+        foes = self._claims[size].take(index) & _MARKS[size][wave % 8][1]
+        if np.count_nonzero(foes):
+            self._racing(wave, foes, index * size, reading=False)
 
     def _check(self, at: Array, span: int) -> None:
         """Fault past the end."""
