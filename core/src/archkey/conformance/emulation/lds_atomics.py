@@ -10,6 +10,7 @@ import numpy as np
 
 from archkey.conformance.emulation.atomics import ATOMICS, Atomic, applied
 from archkey.conformance.emulation.builders import Builder, Labels, Step
+from archkey.conformance.emulation.lds import places
 from archkey.conformance.emulation.operands import operand, reader
 from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.transfer import Shape, gathered, scatter
@@ -47,16 +48,18 @@ def _atomic(atomic: Atomic, returns: bool) -> Builder:
             raise ValueError("an address and data in VGPRs are expected")
         # What is compared comes first here, and last in atomics on global memory.
         sources = [one.index for one in reversed(data)]
-        read, offset = reader(address, "u32"), instruction.number("offset")
+        read = reader(address, "u32")
+        offset = np.array(instruction.number("offset"), np.uint32)
 
         def step(w: Wave) -> None:
             if not w.exec:
                 return
-            at = (read(w) if w.full else read(w)[w.mask]).astype(np.int64) + offset
+            at = places(w, read(w), offset)
             given = np.concatenate([gathered(w, source, shape) for source in sources])
             group, lds = w.group, w.group.lds
             group.count_lds(shape.span * len(at), shape.span * len(at))
             lds.claim(group.running, at, atomic.words)
+            group.noted()
             everywhere = np.ones(len(at), np.bool_)
             before = applied(atomic, lds.peek, lds.poke, at, given, everywhere)
             if returns:

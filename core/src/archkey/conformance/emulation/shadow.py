@@ -3,7 +3,7 @@
 
 Two waves may do what they like to one byte between two barriers only if the order does not matter:
 both read it, or both write the same. Everything else is a race, in whatever order they ran here. So
-is what a wave reads of another's in the same interval, and a byte that nobody wrote is no number.
+is what a wave reads of another's in the same interval.
 Atomics are in nobody's way but that of plain reads and writes.
 
 Waves whose numbers are equal modulo 8 are taken for one: their races are not found. Triton's usual
@@ -43,11 +43,18 @@ _MARKS = {
 
 
 class Lds:
-    """size: bytes. shared: whether several waves use it, so that they can disturb one another."""
+    """LDS of one workgroup.
 
-    def __init__(self, size: int, shared: bool) -> None:
-        self.size, self._shared, self._touched = size, shared, False
+    size       bytes
+    shared     whether several waves use it, so that they can disturb one another
+    fill       of each byte that nobody wrote
+    unwritten  whether such bytes were read
+    """
+
+    def __init__(self, size: int, shared: bool, fill: int = 0xFF) -> None:
+        self.size, self._shared, self._touched, self.unwritten = size, shared, False, False
         whole = np.zeros((5 if shared else 2, (size + 7) // 8 * 8), np.uint8)
+        whole[_DATA] = fill
         # The usual accesses look at all planes but that of atomics, until there are some.
         self._planes = {n: whole[:_CLAIMS].view(f"u{n}") for n in _SIZES}
         self._claims = {n: whole[_CLAIMS:].view(f"u{n}").reshape(-1) for n in _SIZES}
@@ -68,7 +75,7 @@ class Lds:
         index, planes = (at >> _SHIFT[size]) + _STEPS[:count], self._planes[size]
         found = planes.take(index, axis=1)  # several times as fast as planes[:, index]
         if np.count_nonzero(found[_WRITTEN] != _FULL[size]):
-            self._unwritten(found[_WRITTEN], index * size)
+            self.unwritten = True
         if self._shared:
             self._touched, (own, others) = True, _MARKS[size][wave % 8]
             if np.count_nonzero(found[_WRITERS] & others):
@@ -109,7 +116,7 @@ class Lds:
         index, planes = (at >> _SHIFT[4]) + _STEPS[:words], self._planes[4]
         found = planes.take(index, axis=1)
         if np.count_nonzero(found[_WRITTEN] != _FULL[4]):
-            self._unwritten(found[_WRITTEN], index * 4)
+            self.unwritten = True
         if self._shared:
             self._touched, (own, others) = True, _MARKS[4][wave % 8]
             self._claimed = True
@@ -137,11 +144,6 @@ class Lds:
         last = int(at.max()) + span
         if last > self.size:
             raise Fault(f"access to byte {last - 1} of an LDS of {self.size} bytes")
-
-    def _unwritten(self, written: Array, at: Array) -> None:
-        missing = _bytes(written) == 0
-        place = at[missing.any(-1)].min() if missing.any() else 0
-        raise Fault(f"{int(missing.sum())} bytes of LDS are read that nobody wrote, near {place}")
 
     def _racing(self, wave: int, masks: Array, at: Array, reading: bool) -> None:
         """Fault if other waves stand in `masks` of a byte, and for a read not this one too."""
