@@ -68,6 +68,7 @@ _LEFT, _RIGHT, _WHOLE, _SPREAD = (
 _SCALES, _LANES, _CELLS, _PADDED = (
     *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._cells, tcgen05._padded),
 )
+_MEMBERS = tcgen05._members
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
 
@@ -118,7 +119,7 @@ def _shuffled_tiles(S: Any, G: Any, at: Any, registers: list[Any], turned: bool)
 
 
 def _always_adds(*given: Any) -> None:
-    *first, keep, mask = given  # both last ones are those of the threads
+    *first, keep, mask = given
     _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
 
 
@@ -143,6 +144,9 @@ RULES: dict[str, Rule] = {
     "the accumulator's order": Rule(fragments, "whole", _swapped(_WHOLE, 1)),
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
     "half split of tcgen05.ld": Rule(tcgen05_moves, "_cells", _half_split, _SM100),
+    "order of a pair of workgroups": Rule(
+        tcgen05, "_members", lambda S, pair: _MEMBERS(S, pair)[::-1], _SM100
+    ),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
     # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
     "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),
