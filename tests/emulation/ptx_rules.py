@@ -65,8 +65,8 @@ _ADDRESSES = descriptors.addresses
 _LEFT, _RIGHT, _WHOLE, _SPREAD = (
     *(fragments.left, fragments.right, fragments.whole, fragments.spread),
 )
-_SCALES, _LANES, _CELLS, _PADDED = (
-    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._cells, tcgen05._padded),
+_SCALES, _LANES, _PATTERN, _PADDED = (
+    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._pattern, tcgen05._padded),
 )
 _MEMBERS = tcgen05._members
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
@@ -89,8 +89,8 @@ def _next_scale(S: Any, address: int, rows: int, kind: Any, number: int, power: 
     return _SCALES(S, address, rows, kind, (number + count) % 4, power)
 
 
-def _half_split(G: Any, address: Any, count: int, split: int) -> Any:
-    return _CELLS(G, address, count, 0 if split > 0 else split)
+def _half_split(name: str, count: int, split: int, packed: bool) -> Any:
+    return _PATTERN(name, count, 0, packed)
 
 
 def _other_lanes(rows: int, lane: int) -> Any:
@@ -143,7 +143,7 @@ RULES: dict[str, Rule] = {
     "columns of B's fragment": Rule(fragments, "right", _swapped(_RIGHT, 1)),
     "the accumulator's order": Rule(fragments, "whole", _swapped(_WHOLE, 1)),
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
-    "half split of tcgen05.ld": Rule(tcgen05_moves, "_cells", _half_split, _SM100),
+    "half split of tcgen05.ld": Rule(tcgen05_moves, "_pattern", _half_split, _SM100),
     "order of a pair of workgroups": Rule(
         tcgen05, "_members", lambda S, pair: _MEMBERS(S, pair)[::-1], _SM100
     ),

@@ -7,7 +7,7 @@ and variables of the function while it runs; a view as another kind of number is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -65,6 +65,7 @@ class Emitter:
         self._at, self._made = -1, 0
         self._mask: str | None = None
         self.unwaited: set[str] = set()
+        self._moves = self._found_unwaited = False
 
     # What builders use.
 
@@ -141,6 +142,8 @@ class Emitter:
         if self._mask is not None:
             expression = f"where({self._mask}, {expression}, {self.read(operand, kind)})"
         self.unwaited.discard(operand.name)
+        if self._found_unwaited:
+            self.unwaited.add(operand.name)
         name = self._variable(operand.name, kind)
         self.line(f"{name} = {expression}")
         self._views[operand.name] = {kind: name}
@@ -154,9 +157,13 @@ class Emitter:
 
     # What builds a function.
 
-    def begin(self, at: int, guard: Register | None) -> None:
-        """Instruction `at` comes next."""
+    def begin(self, at: int, guard: Register | None, moves: bool) -> None:
+        """Instruction `at` comes next. moves: it changes nothing but registers of its thread.
+
+        Compilers let such ones pass tcgen05.wait::ld; then their results are not waited for.
+        """
         self._at, self._mask = at, None
+        self._moves, self._found_unwaited = moves, False
         if guard is not None:
             self._mask = self.fresh()
             self.line(f"{self._mask} = {self._register(guard, 'pred')}")
@@ -195,8 +202,11 @@ class Emitter:
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
         if register.name in self.unwaited and self.module.strict:
-            self.line("unwaited()")
-            self.unwaited.clear()
+            if self._moves:
+                self._found_unwaited = True
+            else:
+                self.line("unwaited()")
+                self.unwaited.clear()
         if views is None:
             raise UnknownInstruction(f"{register.name} has no value here")
         if kind == "pred" or register.kind == "pred":
@@ -266,15 +276,21 @@ def function(
     table: Mapping[str, Builder],
     helpers: Mapping[str, Any],
     indices: Mapping[str, int],
+    moves: Container[str] = (),
 ) -> Function:
-    """The function of a block. table: mnemonic -> builder; helpers: what their source calls."""
+    """The function of a block.
+
+    table    mnemonic -> builder
+    helpers  what their source calls
+    moves    mnemonics of what computes registers from registers
+    """
     emitter = Emitter(module, indices)
     code = module.instructions[block.start : block.end]
     written = set().union(*(results(instruction) for instruction in code))
     emitter.enter(sorted(block.before), module.registers)
     answer = "None"
     for at, instruction in enumerate(code, block.start):
-        emitter.begin(at, instruction.guard)
+        emitter.begin(at, instruction.guard, instruction.name in moves)
         builder = table.get(instruction.name)
         if builder is None:
             raise UnknownInstruction(f"unknown instruction {instruction} of {module.target}")

@@ -55,6 +55,8 @@ def families(target: str) -> Mapping[str, Builder]:
     return {name: b for name, b in table.items() if not name.startswith("wgmma.")}
 
 
+_MOVES = {*alu.TABLE, *convert.TABLE}
+
 HELPERS: dict[str, Any] = {}
 for _family in (arithmetic, *_COMMON[1:]):
     HELPERS |= _family.HELPERS
@@ -106,7 +108,7 @@ class Code:
         found = self._functions.get(number)
         if found is None:
             block = self.blocks[number]
-            found = function(self.module, block, self._table, HELPERS, self._indices)
+            found = function(self.module, block, self._table, HELPERS, self._indices, _MOVES)
             self._functions[number] = found
         return found
 
