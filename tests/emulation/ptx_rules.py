@@ -27,6 +27,7 @@ from archkey.conformance.emulation.ptx import (
     fragments,
     program,
     tcgen05,
+    tcgen05_copies,
     tcgen05_moves,
 )
 
@@ -68,6 +69,7 @@ _LEFT, _RIGHT, _WHOLE, _SPREAD = (
 _SCALES, _LANES, _PATTERN, _PADDED = (
     *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._pattern, tcgen05._padded),
 )
+_PACKED, _COPIED = fragments.packed, tcgen05_copies._move
 _MEMBERS = tcgen05._members
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
@@ -129,6 +131,27 @@ def _never_keeps(
     return _HELP["wgmma"](S, G, kinds, n, c, a, b, np.zeros_like(keep), *rest)
 
 
+def _turned_pairs(accumulators: Any) -> Any:
+    found = _PACKED(accumulators)
+    return found << 16 | found >> 16 if accumulators.dtype == np.float16 else found
+
+
+def _other_tile(name: str, count: int, split: int, packed: bool) -> Any:
+    """Threads of the shapes of 16 lanes the other way round."""
+    rows, columns = _PATTERN(name, count, split, packed)
+    return (rows[:, ::-1], columns) if name in ("16x64b", "16x128b", "16x256b") else (rows, columns)
+
+
+def _other_halves(name: str, count: int, split: int, packed: bool) -> Any:
+    rows, columns = _PATTERN(name, count, split, packed)
+    return rows, columns ^ 1 if packed else columns
+
+
+def _first_rows(S: Any, shape: Any, column: int, descriptor: int) -> None:
+    turned = shape._replace(quarters=shape.quarters[::-1])
+    _COPIED(S, turned, column, descriptor)
+
+
 RULES: dict[str, Rule] = {
     "swizzle": Rule(descriptors, "swizzled", lambda at, row: at),
     "stride offset": Rule(
@@ -147,6 +170,10 @@ RULES: dict[str, Rule] = {
     "order of a pair of workgroups": Rule(
         tcgen05, "_members", lambda S, pair: _MEMBERS(S, pair)[::-1], _SM100
     ),
+    "pairs of float16": Rule(fragments, "packed", _turned_pairs, _SM90),
+    "pairs of float16 in tensor memory": Rule(tcgen05_moves, "_pattern", _other_halves, _SM100),
+    "lanes of other shapes": Rule(tcgen05_moves, "_pattern", _other_tile, _SM100),
+    "quarters of tcgen05.cp": Rule(tcgen05_copies, "_move", _first_rows, _SM100),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
     # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
     "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -122,6 +123,19 @@ def test_floats() -> None:
     torch.testing.assert_close(
         torch.from_numpy(two.copy()), a.exp2(), rtol=1e-6, atol=0, equal_nan=True
     )
+
+
+def test_products_of_float64_are_rounded_once() -> None:
+    """Against Python's fractions; c nearly cancels the product."""
+    random = np.random.default_rng(1)
+    a, b, c = random.standard_normal((3, 64)) * np.exp2(random.integers(-30, 30, (3, 64)))
+    c[:32] = -(a * b)[:32] * (1 + random.integers(-3, 4, 32) * 2.0**-52)
+    bits = [x.view("u8") for x in (a, b, c)]
+    found = apply("fma.rn.f64 D, A, B, C;", "b64 b64 b64", *bits, result="b64").view("f8")
+    exact = [Fraction(x) * Fraction(y) + Fraction(z) for x, y, z in zip(a, b, c, strict=True)]
+    assert found.tolist() == [float(x) for x in exact]
+    root = apply("sqrt.rn.f64 D, A;", "b64", np.abs(a).view("u8"), result="b64").view("f8")
+    assert root.tolist() == np.sqrt(np.abs(a)).tolist()
 
 
 def test_zeros_have_an_order() -> None:

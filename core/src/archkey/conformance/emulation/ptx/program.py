@@ -20,6 +20,7 @@ from archkey.conformance.emulation.ptx import (
     convert,
     moves,
     tcgen05,
+    tcgen05_copies,
     tcgen05_moves,
     tensor_cores,
     tensor_maps,
@@ -37,8 +38,8 @@ TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_moves),
-    *(asynchronous, control, tensor_maps, tma, cluster),
+    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
+    *(tcgen05_moves, asynchronous, control, tensor_maps, tma, cluster),
 )
 
 
