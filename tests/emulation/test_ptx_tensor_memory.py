@@ -102,7 +102,7 @@ def test_a_product_into_float16() -> None:
 _REFUSED = {
     "tcgen05.mma.sp.cta_group::1.kind::f16": "[%r60], %rd20, %rd20, [%r60], %r44, %p1",
     "tcgen05.mma.ws.cta_group::1.kind::f16": "[%r60], %rd20, %rd20, %r44, %p1",
-    "tcgen05.mma.cta_group::2.kind::mxf8f6f4.block_scale.scale_vec::1X": "[%r60], %rd20, %rd20, %r44",
+    "tcgen05.mma.cta_group::2.kind::mxf4.block_scale.block32": "[%r60], %rd20, %rd20, %r44",
     "tcgen05.shift.cta_group::1.down": "[%r60]",
     "tcgen05.cp.cta_group::1.4x256b": "[%r60], %rd20",
     "wgmma.fence.sync.aligned": "",
