@@ -234,7 +234,7 @@ def test_what_is_not_known_is_refused_by_name() -> None:
     for line, told in (
         ("frobnicate.b32 %r2, %r0;", "unknown instruction line .*frobnicate.b32"),
         ("add.sat.s32 %r2, %r0, %r0;", "unknown instruction line .*add.sat.s32"),
-        ("add.rz.f32 %r2, %r0, %r0;", "unknown instruction line .*add.rz.f32"),
+        ("mul.sat.f32 %r2, %r0, %r0;", "unknown instruction line .*mul.sat.f32"),
         ("mov.u32 %r2, %smid;", "special register %smid"),
         ("shfl.sync.bfly.b32 %r2, %r0, 1, 31, 0xFF;", "a mask of some lanes, 255"),
         ("ld.param.b32 %r2, [body_param_0];", "32 bits of the parameter"),

@@ -66,6 +66,7 @@ class Emitter:
         self._mask: str | None = None
         self.unwaited: set[str] = set()
         self._moves = self._found_unwaited = False
+        self.carry = ""  # the variable that has it, within a block
 
     # What builders use.
 

@@ -19,6 +19,7 @@ from archkey.conformance.emulation.ptx import (
     control,
     convert,
     moves,
+    rounding,
     tcgen05,
     tcgen05_copies,
     tcgen05_moves,
@@ -38,7 +39,7 @@ TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
+    *(alu, rounding, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
     *(tcgen05_moves, asynchronous, control, tensor_maps, tma, cluster),
 )
 
@@ -56,7 +57,7 @@ def families(target: str) -> Mapping[str, Builder]:
     return {name: b for name, b in table.items() if not name.startswith("wgmma.")}
 
 
-_MOVES = {*alu.TABLE, *convert.TABLE}
+_MOVES = {*alu.TABLE, *rounding.TABLE, *convert.TABLE}
 
 HELPERS: dict[str, Any] = {}
 for _family in (arithmetic, *_COMMON[1:]):
