@@ -14,10 +14,12 @@ from archkey.conformance.emulation.ptx import (
     alu,
     arithmetic,
     asynchronous,
+    calls,
     cluster,
     collectives,
     control,
     convert,
+    local,
     moves,
     rounding,
     tcgen05,
@@ -31,7 +33,8 @@ from archkey.conformance.emulation.ptx.counters import Counters, class_of
 from archkey.conformance.emulation.ptx.flow import blocks
 from archkey.conformance.emulation.ptx.generate import Builder, Function, function
 from archkey.conformance.emulation.ptx.machine import Group, Workgroup
-from archkey.conformance.emulation.ptx.text import Instruction, Module, parse
+from archkey.conformance.emulation.ptx.parser import parse
+from archkey.conformance.emulation.ptx.text import Instruction, Module
 
 __all__ = ["TARGETS", "Code", "families", "load"]
 
@@ -41,6 +44,7 @@ TARGETS = ("sm_90a", "sm_100a")
 _COMMON = (
     *(alu, rounding, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
     *(tcgen05_moves, asynchronous, control, tensor_maps, tma, cluster),
+    *(local, calls),
 )
 
 
