@@ -30,8 +30,8 @@ def _mma(
     count = warps(G)
     x, y = fragments.left(a, kinds[0]), fragments.right(b, kinds[1])
     S.counters.flops += 2 * 16 * 8 * y.shape[1] * count
-    total = x @ y + fragments.whole(np.stack(c).view(kinds[2]), 16)
-    return fragments.spread(_rounded(total, kinds[2]))
+    total = x @ y + fragments.whole(fragments.apart(c, kinds[2]), 16)
+    return fragments.packed(fragments.spread(_rounded(total, kinds[2])))
 
 
 def _rounded(total: Array, kind: str) -> Array:
@@ -74,7 +74,7 @@ def _wgmma(
         raise Fault("wgmma without all 128 threads of its warp group")
     groups = G.n // _GROUP
     columns = 256 // ELEMENTS[kinds[1]].bits
-    before = np.stack(c).view(kinds[2])
+    before = fragments.apart(c, kinds[2])
     total = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
     if isinstance(a, list):
         registers = fragments.left(a, kinds[0]).reshape(groups, 64, columns)
@@ -89,7 +89,7 @@ def _wgmma(
         parts.append((left * signs[0]) @ (right.T * signs[1]))
     S.counters.flops += 2 * 64 * n * columns * groups
     total += fragments.spread(np.stack(parts))
-    return _rounded(total, kinds[2])
+    return fragments.packed(_rounded(total, kinds[2]))
 
 
 def _matrix(
@@ -165,7 +165,9 @@ def _list(emitter: Emitter, operand: Operand, kind: str = "u4") -> str:
     return "[" + ", ".join(emitter.vector(e, kind) for e in _elements(operand)) + "]"
 
 
-_SUMS = {"f32": "f4", "s32": "i4", "f16": "f2"}
+_SUMS = {"f32": "f4", "s32": "i4", "f16": "f2", "f64": "f8"}
+_HELD = {"f4": "f4", "i4": "i4", "f2": "u4", "f8": "f8"}
+"""What the registers of accumulators hold: two numbers of float16."""
 
 
 def _mma_builder(kinds: tuple[str, str, str], counts: tuple[int, int]) -> Builder:
@@ -174,10 +176,12 @@ def _mma_builder(kinds: tuple[str, str, str], counts: tuple[int, int]) -> Builde
     def build(emitter: Emitter, instruction: Instruction) -> None:
         d, a, b, c = instruction.operands
         sizes = tuple(len(_elements(operand)) for operand in (d, a, b, c))
-        if sizes != (4, *counts, 4):
+        many = 2 if kinds[2] == "f2" else 4
+        if sizes != (many, *counts, many):
             raise UnknownInstruction(f"{sizes} registers")
-        given = ", ".join(_list(emitter, operand) for operand in (a, b, c))
-        emitter.results(_elements(d), kinds[2], f"mma(S, G, {kinds}, {given})")
+        own = "u8" if kinds[2] == "f8" else "u4"
+        given = ", ".join(_list(emitter, operand, own) for operand in (a, b, c))
+        emitter.results(_elements(d), _HELD[kinds[2]], f"mma(S, G, {kinds}, {given})")
 
     return build
 
@@ -189,14 +193,14 @@ def _wgmma_builder(kinds: tuple[str, str, str], n: int) -> Builder:
         d, a, b, keep, *rest = instruction.operands
         numbers = [int(r.value) for r in rest if isinstance(r, Immediate)]
         registers = isinstance(a, Vector)
-        floats = kinds[2] == "f4"
+        floats = kinds[2] != "i4"
         signs = (numbers.pop(0), numbers.pop(0)) if floats else (1, 1)
         turns = (
             0 if registers or not turnable else numbers.pop(0),
             numbers.pop(0) if turnable else 0,
         )
         if (
-            len(_elements(d)) != n // 2
+            len(_elements(d)) != (n // 4 if kinds[2] == "f2" else n // 2)
             or numbers
             or len(rest) != 2 * floats + turnable * (2 - registers)
         ):
@@ -208,7 +212,7 @@ def _wgmma_builder(kinds: tuple[str, str, str], n: int) -> Builder:
             f"wgmma(S, G, {kinds}, {n}, {_list(emitter, d)}, {left}, {emitter.vector(b, 'u8')}, "
             f"{emitter.vector(keep, 'pred')}, {signs}, {tuple(map(bool, turns))})"
         )
-        emitter.results(_elements(d), kinds[2], call)
+        emitter.results(_elements(d), _HELD[kinds[2]], call)
 
     return build
 
@@ -254,6 +258,7 @@ def _table() -> dict[str, Builder]:
         ("s8", "s32"),
         ("e4m3", "f32"),
         ("e5m2", "f32"),
+        *(("f16", "f16"), ("e4m3", "f16"), ("e5m2", "f16"), ("u8", "s32")),
     ):
         k = 256 // ELEMENTS[kind].bits
         kinds = (kind, kind, _SUMS[total])
@@ -266,6 +271,9 @@ def _table() -> dict[str, Builder]:
         for n in range(8, 257, 8):
             name = f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.{total}.{kind}.{kind}"
             table[name] = _wgmma_builder(kinds, n)
+    for k, registers in ((4, (2, 1)), (8, (4, 2)), (16, (8, 4))):
+        shape = f"m16n8k{k}.row.col.f64.f64.f64.f64"
+        table[f"mma.sync.aligned.{shape}"] = _mma_builder(("f64", "f64", "f8"), registers)
     table["wgmma.fence.sync.aligned"] = _source("whole_warps(G)")
     table["wgmma.commit_group.sync.aligned"] = _source("S.watch.commit(G)")
     table["wgmma.wait_group.sync.aligned"] = _source("S.watch.wait(G, {})")
