@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 
@@ -20,12 +20,10 @@ import torch
 import triton
 import triton.language as tl
 from tests.emulation import small_kernels as small
+from tests.emulation.ptx_programs import ORDERS, Found, Machine
+from tests.emulation.ptx_tma_kernels import GATHER, TMA
 
 from archkey.conformance.emulation.ptx.launcher import ordered
-from archkey.conformance.emulation.ptx.machine import Order
-from archkey.launch import Program, compile_for
-
-ORDERS = (Order(), Order(eager=True), Order(warps=True, seed=1))
 
 
 @triton.jit
@@ -55,43 +53,6 @@ def histogram(x, out, n, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, at < n, other=0)
     tl.atomic_add(out + value, 1, at < n)
-
-
-class Machine(small.Machine):
-    """Compiles each program once."""
-
-    compiled: dict[Any, Any] = {}
-
-    def launch(
-        self,
-        body: Any,
-        grid: int,
-        *arguments: Any,
-        warps: int = 4,
-        options: Any = None,
-        **fixed: Any,
-    ) -> Any:
-        names = body.arg_names[: len(arguments)]
-        signature = {
-            name: small.KINDS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
-            for name, value in zip(names, arguments, strict=True)
-        }
-        key = (body.__name__, str(signature), str(fixed), warps, self.target)
-        if key not in self.compiled:
-            aligned = frozenset(n for n, kind in signature.items() if kind[0] == "*")
-            chosen = {"num_warps": warps, "num_stages": 3}
-            made = Program(body, signature, fixed, aligned, chosen)
-            self.compiled[key] = compile_for(made, self.device)
-        self.device.launcher(self.compiled[key])((grid, 1, 1), *arguments)
-        return self.compiled[key]
-
-
-class Found(NamedTuple):
-    """What a kernel wrote, what it should have, and the largest relative error."""
-
-    out: torch.Tensor
-    want: torch.Tensor
-    allowed: float
 
 
 def _softmax(on: Machine) -> Found:
@@ -191,6 +152,18 @@ def scaled(a_form: str, b_form: str) -> Any:
 
 
 _KINDS = {"bf16": torch.bfloat16, "f16": torch.float16, "fp8": torch.float8_e4m3fn}
+
+
+def _two_workgroups(on: Machine) -> Found:
+    """Each has half of the rows; on Blackwell the product is one of both."""
+    a, b = torch.randn(256, 256).bfloat16(), torch.randn(128, 256).bfloat16()
+    c, fixed = torch.empty(256, 128), {"M": 256, "N": 128, "STEP": 64, "TURNED": True}
+    options = {"num_ctas": 2}
+    made = on.launch(small.matmul, 1, a, b, c, 256, options=options, even=("K",), **fixed)
+    assert ".reqnctapercluster 2" in made.kernel.asm["ptx"]
+    return Found(c, a.double() @ b.double().T, 1e-6)
+
+
 KERNELS: dict[str, Callable[[Machine], Found]] = {
     **{"softmax": _softmax, "integers": _integers, "scan": _scan, "transpose": _transpose},
     **{"fp8": _fp8, "atomics": _histogram, "int8": _int8},
@@ -199,6 +172,7 @@ KERNELS: dict[str, Callable[[Machine], Found]] = {
     "float32": product(torch.float32, True),
     "bf16 128 x 128, 8 warps": product(torch.bfloat16, False, 128, 128, 8),
     "bf16 16 x 16, 1 warp": product(torch.bfloat16, True, 16, 16, 1),
+    "two workgroups": _two_workgroups,
     "attention 64 x 64": attention(64, 64, 4),
     "attention 128 x 128, 8 warps": attention(128, 128, 8),
 }
@@ -209,7 +183,8 @@ SCALED = {
 
 
 def kernels_of(target: str) -> dict[str, Callable[[Machine], Found]]:
-    return {**KERNELS, **SCALED} if target == "cuda_sm100" else KERNELS
+    more = {**SCALED, **GATHER} if target == "cuda_sm100" else {}
+    return {**KERNELS, **TMA, **more}
 
 
 def _orders(on: Machine, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 
 from archkey.conformance.emulation.ptx.launcher import execute, ordered
 from archkey.conformance.emulation.ptx.machine import Order
+from archkey.conformance.emulation.ptx.parameters import MAP, Described
 from archkey.conformance.emulation.wave import Array
 
 NAMES = "abcdefgh"
@@ -22,7 +23,7 @@ HEADER = """.version 8.7
 .visible .entry body(
     {parameters}
 )
-.reqntid {threads}
+.reqntid {threads}{cluster}
 {{
     .reg .pred %p<16>;
     .reg .b16 %rs<64>;
@@ -32,13 +33,27 @@ HEADER = """.version 8.7
 
 
 def text(
-    lines: Sequence[str], pointers: int = 1, threads: int = 128, target: str = "sm_90a"
+    lines: Sequence[str],
+    pointers: int = 1,
+    threads: int = 128,
+    target: str = "sm_90a",
+    maps: int = 0,
+    cluster: int = 1,
 ) -> str:
-    """A kernel of `pointers` parameters, in %rd0 and on; %r0 is the thread, %rd9 four times it."""
-    count = pointers + 2  # Triton's own two
-    parameters = ",\n    ".join(f".param .u64 body_param_{n}" for n in range(count))
-    head = HEADER.format(target=target, parameters=parameters, threads=threads)
+    """A kernel of `pointers` parameters, in %rd0 and on; %r0 is the thread, %rd9 four times it.
+
+    maps     tensor maps as parameters after them, whose addresses are in %rd40 and on
+    cluster  workgroups of one
+    """
+    kinds = [".u64 body_param_{}"] * pointers + [".align 64 .b8 body_param_{}[128]"] * maps
+    kinds += [".u64 body_param_{}"] * 2  # Triton's own two
+    parameters = ",\n    ".join(f".param {kind.format(n)}" for n, kind in enumerate(kinds))
+    many = f"\n.explicitcluster\n.reqnctapercluster {cluster}" if cluster > 1 else ""
+    head = HEADER.format(target=target, parameters=parameters, threads=threads, cluster=many)
     start = [f"ld.param.b64 %rd{n}, [body_param_{n}];" for n in range(pointers)]
+    for n in range(maps):
+        start += [f"mov.b64 %rd{40 + n}, body_param_{pointers + n};"]
+        start += [f"cvta.param.u64 %rd{40 + n}, %rd{40 + n};"]
     start += ["mov.u32 %r0, %tid.x;", "mul.wide.u32 %rd9, %r0, 4;", "mov.b32 %r1, global_smem;"]
     return head + "\n".join(f"    {line}" for line in [*start, *lines, "ret;"]) + "\n}\n"
 
@@ -50,13 +65,15 @@ def launch(
     shared: int = 0,
     target: str = "sm_90a",
     order: Order | None = None,
+    maps: Sequence[Described] = (),
+    cluster: int = 1,
 ) -> None:
-    """Run the lines in one workgroup; the tensors are a, b, c, .."""
-    names = NAMES[: len(tensors)]
-    signature = dict.fromkeys(names, "*i32")
-    source = text(lines, len(tensors), threads, target)
+    """Run the lines in one workgroup or cluster; the tensors are a, b, c, .., then come maps."""
+    given = dict(zip(NAMES, (*tensors, *maps), strict=False))
+    signature = {n: MAP if isinstance(v, Described) else "*i32" for n, v in given.items()}
+    source = text(lines, len(tensors), threads, target, len(maps), cluster)
     with ordered(order or Order()):
-        execute(source, (1, 1, 1), signature, dict(zip(names, tensors, strict=True)), shared)
+        execute(source, (1, 1, 1), signature, given, shared)
 
 
 _LOAD = {"b16": "%rs", "b32": "%r", "b64": "%rd"}

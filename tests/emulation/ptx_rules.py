@@ -19,9 +19,16 @@ os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
 import numpy as np
 import torch
 from tests.emulation.ptx_kernels import Machine, kernels_of
+from tests.emulation.ptx_tma_rules import ROWS_OF_FOUR, WRONG
 
 from archkey.conformance.emulation import numbers
-from archkey.conformance.emulation.ptx import descriptors, fragments, program, tcgen05
+from archkey.conformance.emulation.ptx import (
+    descriptors,
+    fragments,
+    program,
+    tcgen05,
+    tcgen05_moves,
+)
 
 
 class Rule(NamedTuple):
@@ -59,7 +66,7 @@ _LEFT, _RIGHT, _WHOLE, _SPREAD = (
     *(fragments.left, fragments.right, fragments.whole, fragments.spread),
 )
 _SCALES, _LANES, _CELLS, _PADDED = (
-    *(tcgen05._scales, tcgen05._lanes, tcgen05._cells, tcgen05._padded),
+    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._cells, tcgen05._padded),
 )
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
@@ -111,7 +118,7 @@ def _shuffled_tiles(S: Any, G: Any, at: Any, registers: list[Any], turned: bool)
 
 
 def _always_adds(*given: Any) -> None:
-    *first, keep, mask = given
+    *first, keep, mask = given  # both last ones are those of the threads
     _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
 
 
@@ -135,7 +142,7 @@ RULES: dict[str, Rule] = {
     "columns of B's fragment": Rule(fragments, "right", _swapped(_RIGHT, 1)),
     "the accumulator's order": Rule(fragments, "whole", _swapped(_WHOLE, 1)),
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
-    "half split of tcgen05.ld": Rule(tcgen05, "_cells", _half_split, _SM100),
+    "half split of tcgen05.ld": Rule(tcgen05_moves, "_cells", _half_split, _SM100),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
     # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
     "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),
@@ -149,6 +156,8 @@ RULES: dict[str, Rule] = {
     "FP8 codes": _helper("e4m3_pair", lambda high, low: _HELP["e4m3_pair"](low, high)),
     "bytes of prmt": _helper("permute", lambda a, b, selector: _HELP["permute"](b, a, selector)),
     "the upper half of a product": _helper("high", lambda a, b: a * b),
+    **{name: Rule(*rule) for name, rule in WRONG.items()},
+    **{name: Rule(*rule, _SM100) for name, rule in ROWS_OF_FOUR.items()},
 }
 """Each changes what at least one kernel computes, or stops it."""
 

@@ -18,8 +18,9 @@ from archkey.conformance.emulation.captured.__main__ import main
 from archkey.conformance.emulation.captured.archive import Archive, Launch
 from archkey.conformance.emulation.captured.recorder import Bounds, Keeper
 from archkey.conformance.emulation.captured.replay import OUTSIDE, Difference, compare
+from archkey.conformance.emulation.counters import counting
 from archkey.conformance.emulation.device import emulated
-from archkey.conformance.emulation.ptx.launcher import counting, launcher
+from archkey.conformance.emulation.ptx.launcher import launcher
 from archkey.conformance.levels import Item
 from archkey.errors import RecordError
 

@@ -157,7 +157,7 @@ PLANTED = {
         "the mbarrier at 0 gets 2 arrivals, it expects 1 more of 1",
     ),
     "an mbarrier twice": (
-        [*_INIT, *_INIT],
+        [*_INIT, "@%p1 mbarrier.arrive.shared::cta.b64 _, [%r1];", *_INIT],
         "the mbarrier at 0 is initialised again without mbarrier.inval",
     ),
     "an arrival that never comes": (
@@ -200,7 +200,7 @@ PLANTED = {
             *("setp.lt.u32 %p1, %r0, 64;", "@%p1 bra OUT;"),
             *("setmaxnreg.dec.sync.aligned.u32 40;", "OUT:"),
         ],
-        "setmaxnreg to 40 registers by 64 threads",
+        r"warps 0 to 3 end after setmaxnreg to \[\[\], \[\], \[40\], \[40\]\]",
     ),
 }
 

@@ -16,7 +16,15 @@ from typing import Any
 import pytest
 
 TARGETS = ("cuda_sm90", "cuda_sm100")
-QUICK = ("softmax", "atomics", "bf16, b as it is", "bf16 16 x 16, 1 warp", "attention 64 x 64")
+QUICK = (
+    *("softmax", "atomics", "bf16, b as it is", "bf16 16 x 16, 1 warp", "attention 64 x 64"),
+    *(
+        "two workgroups",
+        "descriptors, warps specialised",
+        "descriptors of the host",
+        "Gluon, boxes in and out",
+    ),
+)
 
 
 def _run(module: str, *arguments: str) -> list[dict[str, Any]]:
@@ -45,7 +53,7 @@ def test_kernels_in_three_orders(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_kernels_in_three_orders(target: str) -> None:
     rows = _run("ptx_kernels", target)
-    assert len(rows) == {"cuda_sm90": 17, "cuda_sm100": 20}[target]
+    assert len(rows) == {"cuda_sm90": 33, "cuda_sm100": 37}[target]
     _check(rows)
 
 
@@ -54,5 +62,5 @@ def test_all_kernels_in_three_orders(target: str) -> None:
 def test_each_rule_matters(target: str) -> None:
     """Broken one at a time, each stops a kernel or makes it wrong."""
     rows = _run("ptx_rules", target)
-    assert len(rows) == {"cuda_sm90": 16, "cuda_sm100": 19}[target]
+    assert len(rows) == {"cuda_sm90": 27, "cuda_sm100": 31}[target]
     assert not [row["rule"] for row in rows if row["noticed by"] is None]

@@ -72,16 +72,16 @@ _ATOMICS = {
 
 def _execute(w: Wave, atomic: Atomic, addresses: Array, data: Array, live: Array) -> Array:
     """Apply to memory, lane after lane where `live`; what was there before: [words, lanes]."""
-    memory, words = w.group.memory, atomic.words
+    group, words = w.group, atomic.words
     found = np.zeros((words, len(addresses)), np.uint32)
     for lane in np.flatnonzero(live):
         at, given = addresses[lane : lane + 1], np.ascontiguousarray(data[:, lane])
-        before = np.ascontiguousarray(memory.load(at, 4, words)[:, 0])
+        before = np.ascontiguousarray(group.load(at, 4, words)[:, 0])
         found[:, lane] = before
         if atomic.compares and (given[words:] != before).any():
             continue
         after = atomic.apply(before.view(atomic.kind), given[:words].view(atomic.kind))
-        memory.store(at, after.view(np.uint32)[:, None])
+        group.store(at, after.view(np.uint32)[:, None])
     return found
 
 
@@ -105,7 +105,7 @@ def _atomic(space: str, atomic: Atomic) -> Builder:
             address = global_address(instruction, lane, base)
 
             def place(w: Wave) -> tuple[Array, Array]:
-                addresses = address(w)[w.mask]
+                addresses = address(w)
                 return addresses, np.ones(len(addresses), np.bool_)
 
         if data.file != "v":

@@ -37,10 +37,11 @@ def _better(pick: Callable[[Array, Array], Array], zeros: Callable[[Array, Array
 
     def apply(a: Array, b: Array) -> Array:
         result = pick(a, b)
-        same = a == b
-        result = np.where(same, zeros(_bits(a), _bits(b)).view(a.dtype), result)
-        nan = np.isnan(a) | np.isnan(b)
-        if nan.any():
+        # The usual case is fast: no zeros, no NaN.
+        if np.count_nonzero(result) < result.size:
+            same = a == b
+            result = np.where(same, zeros(_bits(a), _bits(b)).view(a.dtype), result)
+        if np.count_nonzero(np.isnan(a + b)):
             quiet = _QUIET[a.dtype.str[1:]]
             for source in (b, a):
                 signalling = np.isnan(source) & (_bits(source) & quiet == 0)

@@ -40,13 +40,14 @@ _STORES = {
 }
 
 
-def _places(w: Wave, base: Array, offset: int, span: int) -> Array:
+def _places(w: Wave, base: Array, offset: int) -> Array:
     """Addresses of the working lanes."""
-    return w.group.check_lds(base[w.mask].astype(np.int64) + offset, span)
+    at = (base if w.full else base[w.mask]).astype(np.int64)
+    return at + offset if offset else at
 
 
 def _fetch(w: Wave, base: Array, offset: int, shape: Shape) -> Array:
-    return w.group.lds.get(_places(w, base, offset, shape.span), shape.size, shape.count)
+    return w.group.read_lds(_places(w, base, offset), shape.size, shape.count)
 
 
 def _offsets(instruction: Instruction, stride: int) -> tuple[int, ...]:
@@ -86,8 +87,7 @@ def _store(shape: Shape, stride: int = 0) -> Builder:
             if w.exec:
                 base = read(w)
                 for offset, source in zip(offsets, sources, strict=True):
-                    at = _places(w, base, offset, shape.span)
-                    w.group.lds.put(at, gathered(w, source.index, shape))
+                    w.group.write_lds(_places(w, base, offset), gathered(w, source.index, shape))
 
         return step
 

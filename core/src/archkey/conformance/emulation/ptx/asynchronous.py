@@ -43,6 +43,7 @@ class Copies:
 
     def add(self, G: Any, to: Array, source: Array, size: int, read: Array, mask: Any) -> None:
         """Of the group's threads under `mask`."""
+        to = self.workgroup.shared.local(to)
         chosen = np.arange(G.n) if mask is None else np.flatnonzero(mask)
         if not len(chosen):
             return
@@ -143,15 +144,20 @@ class Mbarriers:
         self.changed = False
 
     def init(self, at: int, count: int) -> None:
-        """mbarrier.init. Fault for one that is in use."""
+        """mbarrier.init. Fault for one that is in use.
+
+        Triton 3.6 initialises some barriers of a warp-specialised loop twice before anybody uses
+        them; that changes nothing, though PTX asks for mbarrier.inval first.
+        """
         self.shared.check(np.array([at], np.uint32), 8, 8)
         if not 0 < count < 1 << 20:
             raise Fault(f"an mbarrier for {count} arrivals")
-        if at in self.known and self._intact(at):
+        fresh = _Mbarrier(count, count)
+        if at in self.known and self._intact(at) and self.known[at] != fresh:
             raise Fault(f"the mbarrier at {at - BASE} is initialised again without mbarrier.inval")
         self.shared.bytes[at : at + 8] = self._MARK
         self.shared.forget(at, 8)
-        self.known[at] = _Mbarrier(count, count)
+        self.known[at] = fresh
 
     def invalidate(self, at: int) -> None:
         """mbarrier.inval."""
@@ -176,6 +182,17 @@ class Mbarriers:
         barrier.bytes += more
         barrier.left -= count
         self._turn(barrier)
+
+    def told(self, at: int, barrier: _Mbarrier) -> None:
+        """An arrival that was on its way, at what was `barrier` when it set out.
+
+        Triton 3.6 invalidates mbarriers of a warp-specialised loop while products run that still
+        tell them. PTX does not define that; as long as nobody uses the memory again, nothing comes
+        of it. Fault if somebody does.
+        """
+        unused = at not in self.known and not self.shared.written[at : at + 8].any()
+        if self.known.get(at) is barrier or not unused:
+            self.arrive(at)
 
     def transferred(self, at: int, count: int) -> None:
         """`count` bytes of a copy have come."""
@@ -212,13 +229,18 @@ def _each(at: Array, mask: Any) -> list[int]:
     return (at if mask is None else at[mask]).tolist()
 
 
+def _own(S: Any, at: Array, mask: Any) -> list[int]:
+    """Addresses in the workgroup's own shared memory, without its rank."""
+    return _each(S.shared.local(at if mask is None else at[mask]), None)
+
+
 def _init(S: Any, at: Array, count: Array, mask: Any) -> None:
-    for one, arrivals in zip(_each(at, mask), _each(count, mask), strict=True):
+    for one, arrivals in zip(_own(S, at, mask), _each(count, mask), strict=True):
         S.mbarriers.init(one, arrivals)
 
 
 def _invalidate(S: Any, at: Array, mask: Any) -> None:
-    for one in _each(at, mask):
+    for one in _own(S, at, mask):
         S.mbarriers.invalidate(one)
 
 
@@ -227,12 +249,14 @@ def _arrive(S: Any, G: Any, at: Array, count: Array, more: Array, mask: Any) -> 
     for one, arrivals, size in zip(
         _each(at, mask), _each(count, mask), _each(more, mask), strict=True
     ):
-        S.mbarriers.arrive(one, arrivals, size)
+        owner, where = S.owner(one)
+        owner.mbarriers.arrive(where, arrivals, size)
 
 
 def _expect(S: Any, at: Array, more: Array, mask: Any) -> None:
     for one, size in zip(_each(at, mask), _each(more, mask), strict=True):
-        S.mbarriers.arrive(one, 0, size)
+        owner, where = S.owner(one)
+        owner.mbarriers.arrive(where, 0, size)
 
 
 def _arrive_after_copies(S: Any, G: Any, at: Array, mask: Any) -> None:
@@ -240,7 +264,7 @@ def _arrive_after_copies(S: Any, G: Any, at: Array, mask: Any) -> None:
     part = G if mask is None else G.part(mask)
     if not part.n:
         return
-    addresses = _each(at, mask)
+    addresses = _own(S, at, mask)
 
     def work() -> None:
         S.copies.wait_all(part)
@@ -255,8 +279,9 @@ def _wait(S: Any, G: Any, at: Array, parity: Array, mask: Any) -> Any:
     pairs = np.stack([at.astype(np.int64), parity.astype(np.int64)])
     if mask is not None:
         raise UnknownInstruction("a wait for an mbarrier under a predicate")
+    pairs[0] = S.shared.local(pairs[0])
     if (pairs == pairs[:, :1]).all():
-        return True if S.mbarriers.over(int(at[0]), int(parity[0])) else None
+        return True if S.mbarriers.over(*map(int, pairs[:, 0])) else None
     each, which = np.unique(pairs, axis=1, return_inverse=True)
     over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in each.T])[which.reshape(-1)]
     return True if over.all() else over if over.any() else None

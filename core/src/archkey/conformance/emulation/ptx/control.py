@@ -29,6 +29,11 @@ def _barrier(emitter: Emitter, instruction: Instruction) -> None:
     emitter.line(f"({int(numbers[0])}, {count})")
 
 
+def _branch_table(emitter: Emitter, instruction: Instruction) -> None:
+    """Leaves the numbers of the branches as the last line."""
+    emitter.line(emitter.vector(instruction.operands[0], "u4"))
+
+
 def _nothing(emitter: Emitter, instruction: Instruction) -> None:
     """Order, speed or registers of the hardware: no value changes."""
 
@@ -44,9 +49,18 @@ def _proxy_fence(emitter: Emitter, instruction: Instruction) -> None:
 
 
 def _registers(S: Any, G: Any, count: int) -> None:
-    """setmaxnreg: a warp group together, in steps of 8."""
-    if count % 8 or not 24 <= count <= 256 or G.n % 128 or warps(G) % 4:
+    """setmaxnreg: the warps of a warp group one after the other to the same counts."""
+    if count % 8 or not 24 <= count <= 256 or not warps(G):
         raise Fault(f"setmaxnreg to {count} registers by {G.n} threads")
+    for warp in (G.tid[::32] >> 5).tolist():
+        own = S.setmaxnreg.setdefault(warp, [])
+        own.append(count)
+        for other in range(warp // 4 * 4, warp // 4 * 4 + 4):
+            if S.setmaxnreg.get(other, [])[len(own) - 1 : len(own)] not in ([], [count]):
+                raise Fault(
+                    f"setmaxnreg by warp {warp} to {own} registers, by warp {other} of the same "
+                    f"warp group to {S.setmaxnreg[other]}"
+                )
 
 
 def _setmaxnreg(emitter: Emitter, instruction: Instruction) -> None:
@@ -65,6 +79,7 @@ TABLE: dict[str, Builder] = {
         for base in ("bar.sync", "barrier.sync", "barrier.cta.sync")
         for name in (base, f"{base}.aligned")
     },
+    **dict.fromkeys(("brx.idx", "brx.idx.uni"), _branch_table),
     "bar.warp.sync": _warp_barrier,
     **dict.fromkeys(("fence.proxy.async.shared::cta", "fence.proxy.async"), _proxy_fence),
     **dict.fromkeys(

@@ -22,12 +22,13 @@ __all__ = ["Block", "blocks", "registers_of"]
 
 _BRANCH = re.compile(r"bra(?:\.uni)?$")
 _BARRIER = re.compile(r"(?:bar|barrier)\.(?:cta\.)?sync(?:\.aligned)?$")
+_TABLE = re.compile(r"brx\.idx(?:\.uni)?$")
 _EXIT = ("ret", "exit")
-_WAIT = re.compile(r"mbarrier\.(?:try|test)_wait\b")
-_GROUP = re.compile(r"(?:wgmma\.mma_async|setmaxnreg)\b")
+_WAIT = re.compile(r"(?:mbarrier\.(?:try|test)_wait|barrier\.cluster\.wait)\b")
+_GROUP = re.compile(r"wgmma\.mma_async\b")
 _NO_RESULT = re.compile(
     r"(?:st|red|bar|barrier|cp|mbarrier\.(?:init|inval|arrive)|wgmma\.(?:fence|commit|wait)|fence|"
-    r"membar|bra|ret|exit|stmatrix|setmaxnreg|griddepcontrol|nanosleep|prefetch|"
+    r"membar|bra|brx|ret|exit|stmatrix|setmaxnreg|griddepcontrol|nanosleep|prefetch|"
     r"tcgen05\.(?:alloc|dealloc|relinq|st|cp|mma|commit|wait|fence|shift)|tensormap|discard)\b"
 )
 
@@ -36,10 +37,10 @@ _NO_RESULT = re.compile(
 class Block:
     """Instructions `start` to `end`, the last of which may leave it.
 
-    ends     "fall", "branch", "barrier", "exit"
+    ends     "fall", "branch", "table" (a branch to one of several), "barrier", "exit"
     waits    whether it begins with a wait for an mbarrier
     together whether it has an instruction that a whole warp group executes
-    target   the block that a branch leads to
+    target   the block that a branch leads to; targets: those of a table
     guarded  whether the last instruction is under a predicate
     uses     registers that must have a value before it; last: those that others read after it
     """
@@ -51,6 +52,7 @@ class Block:
     waits: bool = False
     together: bool = False
     target: int = -1
+    targets: tuple[int, ...] = ()
     guarded: bool = False
     before: frozenset[str] = frozenset()
     after: frozenset[str] = frozenset()
@@ -61,7 +63,8 @@ def registers_of(operand: Operand) -> Iterator[Register]:
     if isinstance(operand, Register):
         yield operand
     elif isinstance(operand, Address):
-        yield from registers_of(operand.base)
+        for part in (operand.base, *operand.coordinates):
+            yield from registers_of(part)
     elif isinstance(operand, Vector):
         for element in operand.elements:
             yield from registers_of(element)
@@ -117,19 +120,35 @@ def blocks(module: Module) -> list[Block]:
             if not isinstance(target, Symbol) or target.name not in module.labels:
                 raise UnknownInstruction(f"a branch to an unknown label, {last}")
             block.target = number.get(module.labels[target.name], len(starts))
+        if block.ends == "table":
+            block.targets = tuple(number[module.labels[name]] for name in _table(module, last))
         made.append(block)
     _live(made, code)
     return made
 
 
+def _table(module: Module, instruction: Instruction) -> tuple[str, ...]:
+    table = instruction.operands[1]
+    if not isinstance(table, Symbol) or table.name not in module.tables:
+        raise UnknownInstruction(f"a branch to an unknown table, {instruction}")
+    return module.tables[table.name]
+
+
 def _leaves(instruction: Instruction) -> str:
     if _BRANCH.match(instruction.name):
         return "branch"
+    if _TABLE.match(instruction.name):
+        if instruction.guard is not None:
+            raise UnknownInstruction(f"a table of branches under a predicate, {instruction}")
+        return "table"
     if _BARRIER.match(instruction.name):
         if instruction.guard is not None:
             raise UnknownInstruction(f"a barrier under a predicate, {instruction}")
         return "barrier"
     return "exit" if instruction.name in _EXIT else "fall"
+
+
+_JUMPS = ("branch", "table")
 
 
 def _live(made: list[Block], code: Iterable[Instruction]) -> None:
@@ -150,10 +169,11 @@ def _live(made: list[Block], code: Iterable[Instruction]) -> None:
         for block in reversed(made):
             after: frozenset[str] = frozenset()
             if block.ends != "exit" or block.guarded:
-                if (block.ends != "branch" or block.guarded) and block.number + 1 < len(made):
+                if (block.ends not in _JUMPS or block.guarded) and block.number + 1 < len(made):
                     after |= made[block.number + 1].before
-                if 0 <= block.target < len(made):
-                    after |= made[block.target].before
+                for target in (block.target, *block.targets):
+                    if 0 <= target < len(made):
+                        after |= made[target].before
             before = reads[block.number] | (after - kills[block.number])
             if before != block.before or after != block.after:
                 block.before, block.after, changed = before, after, True

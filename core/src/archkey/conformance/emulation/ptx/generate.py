@@ -41,8 +41,9 @@ SPECIAL = {
     **{f"%ntid.{axis}": "full(G.n, u4(1))" for axis in "yz"},
     **{f"%ctaid.{axis}": f"S.at(G, {n})" for n, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"full(G.n, u4(S.grid[{n}]))" for n, axis in enumerate("xyz")},
-    **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "xyz"},
-    "%cluster_ctarank": "full(G.n, u4(0))",
+    **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
+    **dict.fromkeys(("%cluster_ctarank", "%cluster_ctaid.x"), "full(G.n, u4(S.rank))"),
+    **dict.fromkeys(("%cluster_nctarank", "%cluster_nctaid.x"), "full(G.n, u4(S.cluster.size))"),
 }
 
 
@@ -115,7 +116,7 @@ class Emitter:
 
     def address(self, operand: Operand, wide: bool) -> str:
         """The sum of an address, 64 or 32 bits."""
-        if not isinstance(operand, Address):
+        if not isinstance(operand, Address) or operand.coordinates:
             raise UnknownInstruction(f"operand {operand} where an address is expected")
         kind = "u8" if wide else "u4"
         base = self.vector(operand.base, kind)
@@ -123,6 +124,13 @@ class Emitter:
             return base
         size = 1 << (64 if wide else 32)
         return f"({base} + {self.constant(np.dtype(kind).type(operand.offset % size))})"
+
+    def shared(self, operand: Operand) -> str:
+        """An address in shared memory, whose register may have 64 bits: 32 of them."""
+        base = operand.base if isinstance(operand, Address) else None
+        if isinstance(base, Register) and base.bits == 64:
+            return f"({self.address(operand, wide=True)}).astype(u4)"
+        return self.address(operand, wide=False)
 
     def write(self, operand: Operand, kind: str, expression: str) -> None:
         """Assign; under the instruction's predicate, if it has one. Narrow kinds are extended."""
@@ -198,7 +206,7 @@ class Emitter:
         if register.name in self.unwaited:
             if self._carries:
                 self._carried = True
-            else:
+            elif self.module.strict:
                 self.line("unwaited()")
                 self.unwaited.clear()
         if views is None:
@@ -319,8 +327,8 @@ def function(
             raise UnknownInstruction(f"unknown operands in {instruction}: {error!r}") from error
     if block.ends in ("branch", "exit") and block.guarded:
         answer = emitter.mask
-    elif block.ends == "barrier":
-        answer = emitter.lines.pop()[1]  # what the builder of the barrier left
+    elif block.ends in ("barrier", "table"):
+        answer = emitter.lines.pop()[1]  # what the builder left
     keep = emitter.fresh()
     emitter.line(f"{keep} = {answer}")
     emitter.leave(sorted(written & block.after), module.registers)

@@ -5,29 +5,27 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
-from archkey.conformance.emulation.arguments import packed, storages
-from archkey.conformance.emulation.faults import UnknownInstruction
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.memory import Memory, Room
-from archkey.conformance.emulation.ptx.counters import Counters
+from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
+from archkey.conformance.emulation.ptx.parameters import expanded, given
 from archkey.conformance.emulation.ptx.program import Code, load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
+from archkey.conformance.emulation.spread import spread
 from archkey.launch import Compiled
 
-__all__ = ["counting", "execute", "launcher", "ordered"]
+__all__ = ["execute", "launcher", "ordered"]
 
 _ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
-_COUNTERS: ContextVar[tuple[Counters, int] | None] = ContextVar("counters", default=None)
 
 
 @contextmanager
@@ -40,19 +38,15 @@ def ordered(order: Order) -> Iterator[None]:
         _ORDER.reset(token)
 
 
-@contextmanager
-def counting(sample: int = 0) -> Iterator[Counters]:
-    """Counts what the launches within it do.
+_UNWAITED = (3, 9)
+"""From this Triton on, tcgen05.wait::ld may come after the first use of what tcgen05.ld loads.
 
-    sample  run only so many workgroups of a launch, evenly spaced, and multiply what they did: the
-            outputs are of no use then. 0: all
-    """
-    counters = Counters()
-    token = _COUNTERS.set((counters, sample))
-    try:
-        yield counters
-    finally:
-        _COUNTERS.reset(token)
+PTX forbids it; the assembler, which sees both, evidently waits in time.
+"""
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 def launcher(compiled: Compiled) -> Callable[..., None]:
@@ -66,15 +60,15 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
     names = list(compiled.program.signature)
     metadata = compiled.kernel.metadata
     shared_bytes = compiled.shared_memory_bytes
+    strict = _version(getattr(metadata, "triton_version", "")) < _UNWAITED
 
     def launch(grid: tuple[int, int, int], *arguments: Any) -> None:
-        if getattr(metadata, "num_ctas", 1) != 1:
-            raise UnknownInstruction("clusters of workgroups (num_ctas) are not known")
-        if getattr(metadata, "global_scratch_size", 0):
-            raise UnknownInstruction("scratch in global memory is not known")
         given = dict(zip(names, arguments, strict=True))
         present = {name: given[name] for name in signature}
-        execute(text, grid, signature, present, shared_bytes)
+        maps = getattr(metadata, "tensordesc_meta", None) or ()
+        workgroups = math.prod(grid) * getattr(metadata, "num_ctas", 1)
+        scratch = getattr(metadata, "global_scratch_size", 0) * workgroups
+        execute(text, grid, *expanded(signature, present, maps), shared_bytes, scratch, strict)
 
     return launch
 
@@ -85,14 +79,22 @@ def execute(
     signature: Mapping[str, str],
     arguments: Mapping[str, Any],
     shared_bytes: int,
+    scratch: int = 0,
+    strict: bool = True,
 ) -> None:
-    """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars."""
-    code = load(text)
+    """Run the kernel in `text`. signature: Triton's types; arguments: tensors and scalars.
+
+    grid     of clusters, if it has any: workgroups of one are neighbours along x
+    scratch  bytes in global memory of all workgroups together
+    strict   tcgen05.ld must be waited for before its registers are read
+    """
+    code = load(text, strict)
     constants = {
         name: ctypes.create_string_buffer(data, len(data))
         for name, data in code.module.constants.items()
     }
-    rooms = storages(arguments)
+    found = given(code.module, signature, arguments, scratch)
+    rooms = found.rooms
     symbols = {name: BASE for name, size in code.module.shared.items() if size < 0}
     fixed = BASE + shared_bytes
     for name, size in code.module.shared.items():
@@ -100,23 +102,51 @@ def execute(
             fixed = (fixed + 127) // 128 * 128
             symbols[name] = fixed
             fixed += size
+    symbols |= found.symbols
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
-    counters = Counters()
+    size = code.module.cluster
     launch = Launch(
-        *(grid, code.module.threads, fixed - BASE, Memory(rooms)),
-        *(_parameters(code, signature, arguments), symbols, _ORDER.get() or Order(), counters),
+        *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE, Memory(rooms)),
+        parameters=found.values,
+        symbols=symbols,
+        origin=found.origin,
+        order=_ORDER.get() or Order(),
+        counters=Counters(),
     )
-    with np.errstate(all="ignore"):
-        total, sample = _COUNTERS.get() or (Counters(), 0)
-        places = [*itertools.product(*(range(n) for n in reversed(grid)))]
-        chosen = places[:: -(-len(places) // sample)] if sample else places
-        step = _side_by_side(text, launch)
-        for n in range(0, len(chosen), step):
-            first, *others = [(x, y, z) for z, y, x in chosen[n : n + step]]
-            run(code, Workgroup(launch, first, code.kinds, others))
-    total.add(counters, len(places) / max(len(chosen), 1))
+    clusters = places(grid)
+    step = _side_by_side(text, launch)
+    together = [clusters.chosen[n : n + step] for n in range(0, len(clusters.chosen), step)]
+    clusters.done(spread(_Run(code, launch), together))
+
+
+_ATOMIC = re.compile(r"(?:atom|red)\.(?:\w+\.)*?global|cp\.reduce\.async")
+
+
+class _Run:
+    """One launch, piece by piece: see `spread.Work`. A piece is workgroups side by side, or one
+    cluster."""
+
+    def __init__(self, code: Code, launch: Launch) -> None:
+        self.code, self.launch, self.memory = code, launch, launch.memory
+        names = (instruction.name for instruction in code.module.instructions)
+        self.atomics = any(_ATOMIC.match(name) for name in names)
+
+    def once(self, number: int, piece: Sequence[Place]) -> None:
+        """Run the workgroups, or the cluster, at these places."""
+        (x, y, z), *others = piece
+        size = self.code.module.cluster
+        cluster = Cluster(size, self.code.module.threads)
+        ranks = range(x * size, x * size + size)
+        groups = [
+            Workgroup(self.launch, (n, y, z), self.code.kinds, cluster, others) for n in ranks
+        ]
+        run(self.code, groups)
+
+    def counted(self) -> Counters:
+        """What was done since this was last asked."""
+        return self.launch.counters.take()
 
 
 LANES = 4096
@@ -136,24 +166,3 @@ def _side_by_side(text: str, launch: Launch) -> int:
     if launch.order.warps or launch.threads % 32 or _is_alone(text):
         return 1
     return max(min(LANES, 32 * 200) // launch.threads, 1)
-
-
-def _parameters(
-    code: Code, signature: Mapping[str, str], arguments: Mapping[str, Any]
-) -> dict[str, int]:
-    """The arguments in order, then pointers to scratch and to a profile, which are null."""
-    names = list(code.module.parameters)
-    if len(names) != len(signature) + 2:
-        raise UnknownInstruction(
-            f"{code.module.name} takes {len(names)} parameters, its Program gives {len(signature)}"
-            " and Triton two"
-        )
-    values = dict.fromkeys(names, 0)
-    for name, (argument, kind) in zip(names, signature.items(), strict=False):
-        given = packed(kind, arguments[argument])
-        if 8 * len(given) != code.module.parameters[name]:
-            raise UnknownInstruction(
-                f"parameter {name} of {code.module.parameters[name]} bits gets {argument}, {kind}"
-            )
-        values[name] = int.from_bytes(given, "little")
-    return values

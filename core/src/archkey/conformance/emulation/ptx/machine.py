@@ -10,12 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from archkey.conformance.emulation.counters import Counters
+from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
-from archkey.conformance.emulation.ptx.counters import Counters
-from archkey.conformance.emulation.ptx.shared import BASE, Shared
+from archkey.conformance.emulation.ptx.cluster import Cluster
+from archkey.conformance.emulation.ptx.shared import BASE, RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
+from archkey.conformance.emulation.ptx.tma import Bulk
 from archkey.conformance.emulation.wave import Array
 
 __all__ = ["Group", "Launch", "Order", "Workgroup"]
@@ -47,7 +50,8 @@ class Launch(NamedTuple):
     """What all workgroups share.
 
     parameters  name -> its bits as a number
-    symbols     variables in global memory -> address
+    symbols     variables -> address
+    origin      generic address of parameter space
     """
 
     grid: tuple[int, int, int]
@@ -56,6 +60,7 @@ class Launch(NamedTuple):
     memory: Memory
     parameters: Mapping[str, int]
     symbols: Mapping[str, int]
+    origin: int
     order: Order
     counters: Counters
 
@@ -73,8 +78,13 @@ class Workgroup:
         launch: Launch,
         place: tuple[int, int, int],
         kinds: list[str],
+        cluster: Cluster,
         others: Sequence[tuple[int, int, int]] = (),
     ) -> None:
+        self.cluster, self.rank = cluster, cluster.add(self)
+        self.ended = False
+        # Of each thread the phase of the cluster's barrier that it has arrived at; -1: none.
+        self.cluster_phase = np.full(launch.threads, -1)
         self.place, self.grid, self.threads = place, launch.grid, launch.threads
         self.places = np.array([place, *others], np.uint32)
         self.total = self.threads * len(self.places)
@@ -83,20 +93,28 @@ class Workgroup:
             launch.parameters,
             launch.symbols,
         )
+        self.origin = launch.origin
         self.order, self.counters = launch.order, launch.counters
         poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
-        self.shared = Shared(launch.shared_bytes, len(self.places))
-        self.copies = Copies(self)
+        self.shared = Shared(launch.shared_bytes, self.rank, len(self.places))
+        self.copies, self.bulk = Copies(self), Bulk(self)
+        # Tensor maps that were written while it ran -> whether a fence has told TMA since.
+        self.tensor_maps: dict[int, bool] = {}
         self.mbarriers = Mbarriers(self.shared)
         self.watch = Watch(self.shared)
         self.tensor_memory = TensorMemory(self)
+        # Warp -> how many registers it has asked for, in order.
+        self.setmaxnreg: dict[int, list[int]] = {}
         self.drawn = random.Random(hash((launch.order.seed, *place)))
         self.work: list[tuple[Callable[[], None], str]] = []
+        self.unordered: list[tuple[Callable[[], None], str]] = []
 
     def symbol(self, G: Group, name: str, kind: Any) -> Array:
         """A variable's address, for each thread of a group."""
-        found = np.full(G.n, kind(self.symbols[name]))
+        address = self.symbols[name]
+        address |= self.rank << RANK if address < 1 << RANK else 0
+        found = np.full(G.n, kind(address))
         if len(self.places) > 1 and found[0] < BASE + self.shared.room:  # no pointer is so small
             found += self.homes(G).astype(kind)
         return found
@@ -122,20 +140,56 @@ class Workgroup:
         """Where in the grid each thread's workgroup is."""
         return self.places[G.tid // np.uint32(self.threads), axis]
 
-    def later(self, work: Callable[[], None], name: str) -> None:
-        """Asynchronous work: at once, or when no thread can go on."""
+    def check_alive(self, other: Workgroup) -> None:
+        """Fault for another workgroup that looks into the memory of one that is no more."""
+        if self.ended and other is not self:
+            raise Fault("the shared memory of a workgroup of the cluster that has ended")
+
+    def owner(self, address: int) -> tuple[Workgroup, int]:
+        """Whose shared memory an address is in, and the address there without its rank."""
+        rank = address >> RANK
+        found = self if rank == self.rank else self.cluster.at(rank)
+        return found, address & ((1 << RANK) - 1)
+
+    def said(self, where: int | None) -> str:
+        """What somebody waits for: an mbarrier at an address, or the cluster's barrier."""
+        if where is None:
+            return self.cluster.said()
+        owner, address = self.owner(where)
+        return owner.mbarriers.said(address)
+
+    def check_done(self) -> None:
+        """Fault at the end for what is left over."""
+        for first in range(0, self.threads // 32, 4):
+            asked = [self.setmaxnreg.get(warp, []) for warp in range(first, first + 4)]
+            if any(one != asked[0] for one in asked):
+                raise Fault(f"warps {first} to {first + 3} end after setmaxnreg to {asked}")
+        self.watch.check_done()
+        self.bulk.check_done()
+        self.tensor_memory.check_done()
+
+    def later(self, work: Callable[[], None], name: str, ordered: bool = True) -> None:
+        """Asynchronous work: at once, or when no thread can go on. ordered: after what came before
+
+        of the same unit; bulk copies end in any order.
+        """
         if self.order.eager:
             work()
         else:
-            self.work.append((work, name))
+            (self.work if ordered else self.unordered).append((work, name))
 
     def catch_up(self) -> bool:
-        """Do the oldest piece of asynchronous work; False if there is none."""
-        if not self.work:
+        """Do a piece of asynchronous work, drawn of what may come next; False if there is none."""
+        which = self.drawn.randrange(len(self.unordered) + bool(self.work)) if self._waits else -1
+        if which < 0:
             return False
-        work, _ = self.work.pop(0)
+        work, _ = self.work.pop(0) if which == len(self.unordered) else self.unordered.pop(which)
         work()
         return True
+
+    @property
+    def _waits(self) -> bool:
+        return bool(self.work or self.unordered)
 
 
 class Group:
@@ -173,6 +227,9 @@ class Group:
         return self._parts[key]
 
     @staticmethod
-    def blocked(over: Any, at: Array) -> Any:
-        """What a block returns that waits: for whom the wait is over, and for what it is not."""
-        return ("blocked", over, int(at[0]))
+    def blocked(over: Any, at: Array | None) -> Any:
+        """What a block returns that waits: for whom the wait is over, and for what it is not.
+
+        at: addresses of an mbarrier; None: the cluster's barrier
+        """
+        return ("blocked", over, None if at is None else int(at[0]))

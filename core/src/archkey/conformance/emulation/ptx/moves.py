@@ -25,7 +25,7 @@ from archkey.conformance.emulation.ptx.text import (
 )
 from archkey.conformance.emulation.wave import Array
 
-__all__ = ["HELPERS", "TABLE"]
+__all__ = ["HELPERS", "TABLE", "elements_of", "kinds_of_registers"]
 
 
 def _aligned(at: Array, span: int) -> None:
@@ -124,14 +124,15 @@ HELPERS: dict[str, Any] = {
 }
 
 
-def _elements(operand: Operand) -> list[Operand]:
+def elements_of(operand: Operand) -> list[Operand]:
+    """The registers of a vector, or the one operand."""
     return list(operand.elements) if isinstance(operand, Vector) else [operand]
 
 
 def _load(space: str, kind: str, count: int) -> Builder:
     def build(emitter: Emitter, instruction: Instruction) -> None:
         target, source, *policy = instruction.operands
-        targets = _elements(target)
+        targets = elements_of(target)
         if len(targets) != count or len(policy) > 1:
             raise UnknownInstruction(f"{len(targets)} results, {count} are expected")
         at = emitter.address(source, space == "global")
@@ -147,7 +148,7 @@ def _load(space: str, kind: str, count: int) -> Builder:
 def _store(space: str, kind: str, count: int) -> Builder:
     def build(emitter: Emitter, instruction: Instruction) -> None:
         target, source, *policy = instruction.operands
-        sources = _elements(source)
+        sources = elements_of(source)
         if len(sources) != count or len(policy) > 1:
             raise UnknownInstruction(f"{len(sources)} values, {count} are expected")
         at = emitter.address(target, space == "global")
@@ -187,20 +188,31 @@ def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
     return build
 
 
-def _shared_address(emitter: Emitter, instruction: Instruction) -> None:
-    """mapa, cvta: an address of shared memory stays what it is, as there are no clusters."""
+def _same_address(emitter: Emitter, instruction: Instruction) -> None:
+    """cvta: addresses in global memory are generic ones."""
     target, source = instruction.operands
     if isinstance(source, Immediate):
         raise UnknownInstruction("the address of a constant")
     emitter.write(target, "u8", emitter.vector(source, "u8"))
 
 
-def _table() -> dict[str, Builder]:
-    table: dict[str, Builder] = {}
-    kinds = [
+def _parameter_address(emitter: Emitter, instruction: Instruction) -> None:
+    """cvta.param: parameters have a space of their own."""
+    target, source = instruction.operands
+    emitter.write(target, "u8", f"({emitter.vector(source, 'u8')} + u8(S.origin))")
+
+
+def kinds_of_registers() -> list[tuple[str, str]]:
+    """(type of an instruction, numpy's kind)."""
+    return [
         *((f"{c}{8 * n}", f"{'i' if c == 's' else 'u'}{n}") for c in "bus" for n in (1, 2, 4, 8)),
         *((f"f{8 * n}", f"f{n}") for n in (4, 8)),
     ]
+
+
+def _table() -> dict[str, Builder]:
+    table: dict[str, Builder] = {}
+    kinds = kinds_of_registers()
     caches = (
         *("", ".L1::evict_last", ".L1::evict_first", ".L1::no_allocate", ".L1::evict_normal"),
         *(".L1::evict_last.L2::cache_hint", ".L1::evict_first.L2::cache_hint"),
@@ -270,7 +282,9 @@ def _table() -> dict[str, Builder]:
         table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
         table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)
         table[f"red.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, False)
-    table["cvta.to.global.u64"] = _shared_address
+    for space in ("to.global", "global"):
+        table[f"cvta.{space}.u64"] = _same_address
+    table["cvta.param.u64"] = _parameter_address
     return table
 
 

@@ -9,19 +9,24 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.ptx import (
     alu,
     arithmetic,
     asynchronous,
+    cluster,
     collectives,
     control,
     convert,
     moves,
     tcgen05,
+    tcgen05_moves,
     tensor_cores,
+    tensor_maps,
+    tma,
 )
-from archkey.conformance.emulation.ptx.counters import Counters, class_of
+from archkey.conformance.emulation.ptx.counters import class_of
 from archkey.conformance.emulation.ptx.flow import blocks
 from archkey.conformance.emulation.ptx.generate import Builder, Function, function
 from archkey.conformance.emulation.ptx.machine import Group, Workgroup
@@ -32,7 +37,10 @@ __all__ = ["TARGETS", "Code", "families", "load"]
 TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
-_COMMON = (alu, convert, moves, collectives, tensor_cores, tcgen05, asynchronous, control)
+_COMMON = (
+    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_moves),
+    *(asynchronous, control, tensor_maps, tma, cluster),
+)
 
 
 @functools.cache
@@ -49,16 +57,7 @@ def families(target: str) -> Mapping[str, Builder]:
 
 
 HELPERS: dict[str, Any] = {}
-for _family in (
-    arithmetic,
-    convert,
-    moves,
-    collectives,
-    tensor_cores,
-    tcgen05,
-    asynchronous,
-    control,
-):
+for _family in (arithmetic, *_COMMON[1:]):
     HELPERS |= _family.HELPERS
 
 
@@ -114,6 +113,8 @@ class Code:
 
 
 @functools.lru_cache(64)
-def load(text: str) -> Code:
-    """The text, read."""
-    return Code(parse(text))
+def load(text: str, strict: bool = True) -> Code:
+    """The text, read. strict: what tcgen05.ld loads must not be read before tcgen05.wait::ld."""
+    module = parse(text)
+    module.strict = strict
+    return Code(module)

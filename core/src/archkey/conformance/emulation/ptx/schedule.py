@@ -8,6 +8,7 @@ those which parted meet again behind the branch. Source: PTX ISA, Parallel Synch
 from __future__ import annotations
 
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,13 @@ class _Run:
             found = self.code.groups[(self.total, key)] = Group(tid, self.total)
         return found
 
-    def go(self) -> None:
-        """Until all threads have ended."""
+    def advance(self, steps: int = -1) -> bool:
+        """Until no thread can go on, or for so many steps; whether any went."""
         drawn, order = self.workgroup.drawn, self.workgroup.order
-        while True:
+        moved = False
+        while steps:
+            if self.workgroup.mbarriers.changed:
+                self._wake()
             ready = [strand for strand in self.strands if strand.places]
             if self.complete:
                 self._perform(*self.complete.pop())
@@ -63,14 +67,16 @@ class _Run:
                 strand = drawn.choice(ready) if order.warps else ready[0]
                 at = min(strand.places)
                 self._perform(at, [(strand, strand.places.pop(at))])
-            elif self.workgroup.catch_up():
-                self._wake()
-            elif self.ended == self.total:
-                return
             else:
-                raise Fault(f"deadlock: {self._said()}")
-            if self.workgroup.mbarriers.changed:
-                self._wake()
+                break
+            moved = True
+            steps -= 1
+        return moved
+
+    @property
+    def done(self) -> bool:
+        """Whether all threads have ended."""
+        return self.ended == self.total
 
     def _perform(self, at: int, parts: list[tuple[_Strand, Group]]) -> None:
         """One block of the threads of these strands together."""
@@ -98,6 +104,11 @@ class _Run:
             self._arrive(strand, following, group)
         elif block.ends == "barrier":
             self._barrier(strand, following, group, *answer)
+        elif block.ends == "table":
+            for number in np.unique(answer).tolist():
+                if number >= len(block.targets):
+                    raise Fault(f"branch {number} of a table of {len(block.targets)}")
+                self._arrive(strand, block.targets[number], group.part(answer == number))
         elif answer is None or answer.all():
             self._leave(strand, target, group)
         elif not answer.any():
@@ -109,6 +120,8 @@ class _Run:
     def _leave(self, strand: _Strand, target: int, group: Group) -> None:
         if target < 0:
             self.ended += group.n
+            self.workgroup.ended = self.done
+            self.workgroup.cluster.left(group.n)
         else:
             self._arrive(strand, target, group)
 
@@ -159,12 +172,12 @@ class _Run:
         for strand, at, group, _ in waiting:
             self._arrive(strand, at, group)
 
-    def _said(self) -> str:
+    def said(self) -> str:
         """Who waits where."""
         parts = []
         code = self.code.module.instructions
         for _, at, group, where in self.waiting:
-            state = self.workgroup.mbarriers.said(where)
+            state = self.workgroup.said(where)
             place = code[self.code.blocks[at].start]
             parts.append(f"{group.n} threads wait for {state}, at {place}")
         for number, waiting in self.barriers.items():
@@ -189,17 +202,29 @@ def _share(answer: Any, group: Group, part: Group) -> Any:
     return mine
 
 
-def run(code: Code, workgroup: Workgroup) -> None:
-    """Run a workgroup to its end. Fault for what the program must not do."""
-    state = _Run(code, workgroup)
+def run(code: Code, workgroups: Sequence[Workgroup]) -> None:
+    """Run the workgroups of a cluster to their end. Fault for what the program must not do."""
+    states = [_Run(code, workgroup) for workgroup in workgroups]
+    state = states[0]
+    drawn, together = workgroups[0].drawn, len(states) > 1
     try:
-        state.go()
-        workgroup.watch.check_done()
-        workgroup.tensor_memory.check_done()
+        while True:
+            moved = False
+            for state in states:
+                # Warps that go alone go alone in a cluster, too.
+                some = drawn.randrange(1, 64) if together and state.workgroup.order.warps else -1
+                moved |= state.advance(some)
+            if not moved and not any(workgroup.catch_up() for workgroup in workgroups):
+                break
+        if not all(state.done for state in states):
+            raise Fault(f"deadlock: {'; '.join(s.said() for s in states if not s.done)}")
+        for state in states:
+            state.workgroup.check_done()
     except (Fault, UnknownInstruction) as error:
         where = code.place(traceback.extract_tb(error.__traceback__))
         place = f", at {where}" if where else ""
-        who = ", ".join(str(tuple(map(int, one))) for one in workgroup.places)
+        who = ", ".join(str(tuple(map(int, one))) for one in state.workgroup.places)
         said = f"{error}{place} of {code.module.name}, workgroup {who}"
         raise type(error)(said) from error
-    code.count(state.counts, workgroup.counters)
+    for state in states:
+        code.count(state.counts, state.workgroup.counters)

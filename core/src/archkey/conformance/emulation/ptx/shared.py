@@ -15,10 +15,13 @@ import numpy as np
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.wave import Array
 
-__all__ = ["BASE", "CHUNK", "Shared"]
+__all__ = ["BASE", "CHUNK", "RANK", "Shared"]
 
 BASE = 1024
 """Address of the first byte; the largest pattern of a swizzle divides it."""
+
+RANK = 24
+"""Bit from which on an address holds the rank of its workgroup in a cluster."""
 
 CHUNK = 16
 """Bytes of what swizzles move and matrices are made of."""
@@ -37,8 +40,8 @@ class Shared:
              told, whose fence then counts as well
     """
 
-    def __init__(self, size: int, count: int = 1) -> None:
-        self.size, self.count = size, count
+    def __init__(self, size: int, rank: int = 0, count: int = 1) -> None:
+        self.size, self.rank, self.count = size, rank, count
         # A power of two, which divides what a matrix descriptor can address.
         room = self.room = 1 << (BASE + size + 127).bit_length()
         self.bytes, self.written, self.unseen = np.zeros((3, count * room), np.uint8)
@@ -52,6 +55,14 @@ class Shared:
         )
         self._stored = [room, 0]
         self._private: set[int] = set()  # warps with stores that no other warp was told of
+
+    def local(self, at: Array) -> Array:
+        """Addresses without the rank of this workgroup, which they must have."""
+        if not self.rank:
+            return at  # what is of others lies outside
+        if (at >> at.dtype.type(RANK) != self.rank).any():
+            raise Fault("an address in the shared memory of another workgroup of the cluster")
+        return at & at.dtype.type((1 << RANK) - 1)
 
     def check(self, at: Array, span: int, align: int, homes: Any = None) -> tuple[int, int]:
         """Fault for accesses outside, or not at a multiple of `align`; the bounds."""
@@ -69,6 +80,7 @@ class Shared:
 
     def load(self, at: Array, size: int, count: int = 1, homes: Any = None) -> Array:
         """[count, lanes] of `size` bytes from each address on."""
+        at = self.local(at)
         self.check(at, size * count, size * count, homes)
         values, written, _ = self._views[size]
         where = at.astype(np.int64) // size + _STEPS[:count]
@@ -79,6 +91,7 @@ class Shared:
     def store(self, at: Array, values: Array, warps: Array, homes: Any = None) -> None:
         """[count, lanes]; warps: of each lane. Of two lanes at one address the later one stays."""
         size, count = values.dtype.itemsize, len(values)
+        at = self.local(at)
         low, high = self.check(at, size * count, size * count, homes)
         data, written, unseen = self._views[size]
         where = at.astype(np.int64) // size + _STEPS[:count]
@@ -136,6 +149,19 @@ class Shared:
         self.bytes[at] = values
         self.written[at] = 1
         self.unseen[at] = 0
+
+    def put_chunks(self, at: Array, values: Array) -> None:
+        """The inverse of `chunks`: values [.., 16] uint8."""
+        self.check(at, CHUNK, CHUNK)
+        where = at // CHUNK
+        self._chunks[where] = np.ascontiguousarray(values).view(np.uint64)
+        self._chunks_written[where] = _ONES[8]
+        self._chunks_unseen[where] = 0
+
+    def forget_chunks(self, at: Array) -> None:
+        """These chunks have no value until what is on its way has come."""
+        self.check(at, CHUNK, CHUNK)
+        self._chunks_written[at // CHUNK] = 0
 
     def forget(self, at: int, size: int) -> None:
         """What lies there has no value any more."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blackwell's tensor cores: products from shared into tensor memory, and moves to registers.
+"""Blackwell's tensor cores: products from shared or tensor memory into tensor memory.
 
 Products are asynchronous, in order, and end when an mbarrier is told by tcgen05.commit. Source: PTX
 ISA, TensorCore 5th Generation Family Instructions: data path layouts, instruction descriptor,
@@ -8,6 +8,7 @@ scale factors.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +16,10 @@ import numpy as np
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.numbers import FORMATS, decode, e8m0
 from archkey.conformance.emulation.ptx import descriptors
-from archkey.conformance.emulation.ptx.collectives import warps
 from archkey.conformance.emulation.ptx.elements import values
 from archkey.conformance.emulation.ptx.generate import Builder, Emitter
 from archkey.conformance.emulation.ptx.shared import CHUNK
-from archkey.conformance.emulation.ptx.text import Address, Immediate, Instruction, Operand, Vector
+from archkey.conformance.emulation.ptx.text import Address, Instruction
 from archkey.conformance.emulation.wave import Array
 
 __all__ = ["HELPERS", "TABLE", "Kind"]
@@ -137,16 +137,37 @@ def _scales(S: Any, address: int, rows: int, kind: Kind, scale_id: int, power: b
 
 
 def _product(
-    S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool
+    S: Any, kind: Kind, word: int, d: int, a: Any, b: int, scales: Any, keep: bool, pair: bool
 ) -> None:
-    """What one tcgen05.mma does. a: a descriptor, or the address in tensor memory in a tuple."""
-    shape, memory = _shape(kind, word), S.tensor_memory
-    lanes = _lanes(shape.rows, d >> 16)
+    """What one tcgen05.mma does. a: a descriptor, or the address in tensor memory in a tuple.
+
+    pair: each of two workgroups has half of the rows of A and of D, and of the columns of B
+    """
+    shape, members = _shape(kind, word), _members(S, pair)
+    part = shape._replace(rows=shape.rows // len(members))
+    each = shape.columns // len(members)
+    right = np.concatenate(
+        [_operand(one, kind, b, each, shape.formats[1], shape.turned[1]) for one in members]
+    )
+    for one in members:
+        _own_rows(one, kind, part, d, a, right, scales, keep)
+    S.counters.flops += 2 * shape.rows * shape.columns * kind.columns
+
+
+def _members(S: Any, pair: bool) -> list[Any]:
+    """The workgroups that a product is made by: of a pair the even one comes first."""
+    return [S.cluster.at(rank) for rank in (S.rank & ~1, S.rank | 1)] if pair else [S]
+
+
+def _own_rows(
+    S: Any, kind: Kind, shape: _Shape, d: int, a: Any, right: Array, scales: Any, keep: bool
+) -> None:
+    """One workgroup's rows of a product with `right` [columns, K]."""
+    memory, lanes = S.tensor_memory, _lanes(shape.rows, d >> 16)
     if isinstance(a, tuple):
         left = _from_tensor_memory(S, kind, a[0], shape)
     else:
         left = _operand(S, kind, a, shape.rows, shape.formats[0], shape.turned[0])
-    right = _operand(S, kind, b, shape.columns, shape.formats[1], shape.turned[1])
     if kind.block:
         power = shape.e8m0
         left = left * _scales(S, scales[0], shape.rows, kind, shape.scale_ids[0], power)
@@ -159,7 +180,6 @@ def _product(
         total = total + memory.read(*where).view(shape.total)
     rounded = total.astype(np.int64 if shape.total == "i4" else np.float32)
     memory.write(*where, rounded.astype(shape.total).view(np.uint32))
-    S.counters.flops += 2 * shape.rows * shape.columns * kind.columns
 
 
 def _from_tensor_memory(S: Any, kind: Kind, address: int, shape: _Shape) -> Array:
@@ -173,33 +193,44 @@ def _from_tensor_memory(S: Any, kind: Kind, address: int, shape: _Shape) -> Arra
 
 
 def _mma(
-    S: Any, name: str, d: Array, a: Any, b: Array, word: Array, scales: Any, keep: Array, mask: Any
-) -> None:
+    S: Any, name: str, pair: bool, d: Array, a: Any, b: Array, word: Array, scales: Any,
+    keep: Array, mask: Any,
+) -> None:  # fmt: skip
     """Issue, by each thread under the mask."""
     chosen = range(len(d)) if mask is None else np.flatnonzero(mask)
     for n in chosen:
         left = (int(a[0][n]),) if isinstance(a, tuple) else int(a[n])
         given = tuple(int(one[n]) for one in scales)
-        arguments = (KINDS[name], int(word[n]), int(d[n]), left, int(b[n]), given, bool(keep[n]))
-        shape = _shape(arguments[0], int(word[n]))
-        memory = S.tensor_memory
-        memory.check(int(d[n]) & 0xFFFF, shape.columns)
-        rows = _lanes(shape.rows, int(d[n]) >> 16)[:, None]
-        if keep[n]:
-            memory.settled(rows, (int(d[n]) & 0xFFFF) + np.arange(shape.columns))
-        if isinstance(left, tuple):
-            memory.settled(
-                _lanes(shape.rows, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8)
-            )
-        for one in given:
-            memory.settled(np.arange(32)[:, None], (one & 0xFFFF) + np.arange(1))
-        memory.in_flight += 1
-        _later(S, arguments)
+        numbers = (int(word[n]), int(d[n]), left, int(b[n]), given, bool(keep[n]), pair)
+        if pair and (S.cluster.size < 2 or S.rank & 1):
+            raise Fault("a product of two workgroups, not by the even one of a pair")
+        shape = _shape(KINDS[name], int(word[n]))
+        members = _members(S, pair)
+        if pair and shape.rows != 256:
+            raise UnknownInstruction(f"{shape.rows} rows in two workgroups")
+        for one in members:
+            _check_issued(one, shape, shape.rows // len(members), numbers)
+        _later(S, members, (KINDS[name], *numbers))
 
 
-def _later(S: Any, arguments: tuple[Any, ...]) -> None:
+def _check_issued(S: Any, shape: _Shape, count: int, numbers: tuple[Any, ...]) -> None:
+    """Fault for tensor memory of a workgroup that a product must not use yet."""
+    _, d, left, _, scales, keep, _ = numbers
+    memory = S.tensor_memory
+    memory.check(d & 0xFFFF, shape.columns)
+    if keep:
+        memory.settled(_lanes(count, d >> 16)[:, None], (d & 0xFFFF) + np.arange(shape.columns))
+    if isinstance(left, tuple):
+        memory.settled(_lanes(count, left[0] >> 16)[:, None], (left[0] & 0xFFFF) + np.arange(8))
+    for one in scales:
+        memory.settled(np.arange(32)[:, None], (one & 0xFFFF) + np.arange(1))
+    memory.in_flight += 1
+
+
+def _later(S: Any, members: list[Any], arguments: tuple[Any, ...]) -> None:
     def work() -> None:
-        S.tensor_memory.in_flight -= 1
+        for one in members:
+            one.tensor_memory.in_flight -= 1
         try:
             _product(S, *arguments)
         except (Fault, UnknownInstruction) as error:
@@ -208,87 +239,24 @@ def _later(S: Any, arguments: tuple[Any, ...]) -> None:
     S.later(work, "tcgen05.mma")
 
 
-def _commit(S: Any, at: Array, mask: Any) -> None:
-    for one in (at if mask is None else at[mask]).tolist():
-        S.mbarriers.at(one & 0xFFFFFFFF)
-        S.later(lambda one=one: S.mbarriers.arrive(one & 0xFFFFFFFF), "tcgen05.commit")
-
-
-def _cells(G: Any, address: Array, count: int, split: int) -> tuple[Array, Array]:
-    """(lanes, columns) [count, threads] of tcgen05.ld and st; split: -1 for 32 lanes."""
-    total = warps(G)
-    rows = address.reshape(total, 32)
-    if (rows != rows[:, :1]).any():
-        raise Fault("the threads of a warp give different addresses in tensor memory")
-    first = (rows[:, 0] >> np.uint32(16)).astype(np.int64)
-    column = (rows[:, 0] & np.uint32(0xFFFF)).astype(np.int64)
-    quarter = (G.tid.reshape(total, 32)[:, 0].astype(np.int64) >> 5) % 4 * 32
-    thread = np.arange(32)
-    allowed = (quarter,) if split < 0 else (quarter, quarter + 16)
-    if not np.logical_or.reduce([first == one for one in allowed]).all():
-        raise Fault(
-            f"lanes from {first.tolist()} on are not those of warps {(G.tid[::32] >> 5).tolist()}"
-        )
-    offset = np.zeros(32, np.int64) if split < 0 else thread // 16 * split
-    lane = thread if split < 0 else thread % 16
-    lanes = (first[:, None] + lane).reshape(-1)
-    columns = (column[:, None] + offset).reshape(-1) + np.arange(count)[:, None]
-    return np.broadcast_to(lanes, columns.shape), columns
-
-
-def _load(S: Any, G: Any, address: Array, count: int, split: int) -> Array:
-    where = _cells(G, address, count, split)
-    S.tensor_memory.settled(*where)
-    return S.tensor_memory.peek(*where)
-
-
-def _store(S: Any, G: Any, address: Array, registers: list[Array], split: int, mask: Any) -> None:
-    part = G if mask is None or mask.all() else G.part(mask)
-    if not part.n:
-        return
-    data = np.stack(registers)
-    if part is not G:
-        address, data = address[mask], data[:, mask]
-    where = _cells(part, address, len(registers), split)
-    S.tensor_memory.write(*where, data)
-    S.tensor_memory.stored[where] = np.broadcast_to((part.tid >> np.uint32(5)) + 1, data.shape)
-
-
-def _allocate(S: Any, G: Any, at: Array, columns: int, mask: Any) -> None:
-    part = G if mask is None else G.part(mask)
-    if not part.n:
-        return
-    for n in range(warps(part)):
-        where = int((at if mask is None else at[mask])[32 * n])
-        address = np.array([[S.tensor_memory.allocate(columns)]], np.uint32)
-        S.shared.store(np.array([where], np.uint32), address, np.zeros(1, np.int64))
-
-
-def _free(S: Any, G: Any, at: Array, columns: int, mask: Any) -> None:
-    part = G if mask is None else G.part(mask)
-    if part.n:
-        chosen = at if mask is None else at[mask]
-        for n in range(warps(part)):
-            S.tensor_memory.free(int(chosen[32 * n]), columns)
-
-
-def _relinquish(S: Any, mask: Any) -> None:
-    if mask is None or mask.any():
-        S.tensor_memory.relinquished = True
+def _commit(S: Any, at: Array, ranks: Any, mask: Any) -> None:
+    """ranks: bits of the workgroups whose mbarrier at that place is told; None: the own one's."""
+    for n in range(len(at)) if mask is None else np.flatnonzero(mask):
+        owner, where = S.owner(int(at[n]) & 0xFFFFFFFF)
+        owners = [owner]
+        if ranks is not None:
+            owners = [S.cluster.at(r) for r in range(16) if int(ranks[n]) >> r & 1]
+        for one in owners:
+            told = functools.partial(one.mbarriers.told, where, one.mbarriers.at(where))
+            S.later(told, "tcgen05.commit")
 
 
 HELPERS: dict[str, Any] = {
-    **{"tcgen05_mma": _mma, "tcgen05_commit": _commit, "tcgen05_load": _load},
-    **{"tcgen05_store": _store, "tcgen05_alloc": _allocate, "tcgen05_free": _free},
-    "tcgen05_relinquish": _relinquish,
+    **{"tcgen05_mma": _mma, "tcgen05_commit": _commit},
 }
 
 
-def _elements(operand: Operand) -> list[Operand]:
-    return list(operand.elements) if isinstance(operand, Vector) else [operand]
-
-
-def _mma_builder(name: str) -> Builder:
+def _mma_builder(name: str, pair: bool) -> Builder:
     scaled = KINDS[name].block > 0
 
     def build(emitter: Emitter, instruction: Instruction) -> None:
@@ -302,7 +270,7 @@ def _mma_builder(name: str) -> Builder:
             left = emitter.vector(a, "u8")
         tables = "".join(f"{emitter.address(s, wide=False)}, " for s in scales)
         emitter.line(
-            f"tcgen05_mma(S, {name!r}, {emitter.address(d, wide=False)}, {left}, "
+            f"tcgen05_mma(S, {name!r}, {pair}, {emitter.address(d, wide=False)}, {left}, "
             f"{emitter.vector(b, 'u8')}, {emitter.vector(word, 'u4')}, ({tables}), "
             f"{emitter.vector(keep, 'pred')}, {emitter.mask})"
         )
@@ -310,88 +278,26 @@ def _mma_builder(name: str) -> Builder:
     return build
 
 
-def _move(load: bool, count: int, split: bool) -> Builder:
-    def build(emitter: Emitter, instruction: Instruction) -> None:
-        operands = list(instruction.operands)
-        registers = _elements(operands.pop(0 if load else -1))
-        where = operands.pop(0)
-        distance = operands.pop() if split else Immediate(-1)
-        if operands or len(registers) != count or not isinstance(distance, Immediate):
-            raise UnknownInstruction(f"{count} registers are expected")
-        at = emitter.address(where, wide=False)
-        if load:
-            if instruction.guard is not None:
-                raise UnknownInstruction("tcgen05.ld under a predicate")
-            call = f"tcgen05_load(S, G, {at}, {count}, {int(distance.value)})"
-            emitter.results(registers, "u4", call)
-            emitter.unwaited |= {r.name for r in registers if r is not None}  # type: ignore[union-attr]
-        else:
-            given = ", ".join(emitter.vector(r, "u4") for r in registers)
-            emitter.line(
-                f"tcgen05_store(S, G, {at}, [{given}], {int(distance.value)}, {emitter.mask})"
-            )
-
-    return build
-
-
-def _allocation(call: str, address: bool) -> Builder:
-    def build(emitter: Emitter, instruction: Instruction) -> None:
-        where, columns = instruction.operands
-        if not isinstance(columns, Immediate):
-            raise UnknownInstruction("columns that are no constant")
-        at = emitter.address(where, wide=False) if address else emitter.vector(where, "u4")
-        emitter.line(f"{call}(S, G, {at}, {int(columns.value)}, {emitter.mask})")
-
-    return build
-
-
 def _commit_builder(emitter: Emitter, instruction: Instruction) -> None:
-    (where,) = instruction.operands
-    wide = isinstance(where, Address) and getattr(where.base, "bits", 32) == 64
-    emitter.line(f"tcgen05_commit(S, {emitter.address(where, wide=wide)}, {emitter.mask})")
-
-
-def _wait(emitter: Emitter, instruction: Instruction) -> None:
-    if instruction.guard is not None:
-        raise UnknownInstruction("a wait under a predicate")
-    if "::ld" in instruction.name:
-        emitter.unwaited.clear()
-    else:
-        emitter.line("S.tensor_memory.wait_stores((G.tid >> u4(5)).astype(np.int64))")
-
-
-def _nothing(emitter: Emitter, instruction: Instruction) -> None:
-    """An order between threads, which here is kept anyway."""
-
-
-def _relinquish_builder(emitter: Emitter, instruction: Instruction) -> None:
-    emitter.line(f"tcgen05_relinquish(S, {emitter.mask})")
-
-
-_ONE = "tcgen05.{}.cta_group::1"
+    where, *rest = instruction.operands
+    several = ".multicast::cluster" in instruction.name
+    if len(rest) != several:
+        raise UnknownInstruction(f"{len(instruction.operands)} operands")
+    ranks = emitter.vector(rest[0], "u2") if several else "None"
+    emitter.line(f"tcgen05_commit(S, {emitter.shared(where)}, {ranks}, {emitter.mask})")
 
 
 def _table() -> dict[str, Builder]:
-    table: dict[str, Builder] = {
-        f"{_ONE.format('mma')}.kind::{name}": _mma_builder(name) for name in KINDS
-    }
-    for count in (1, 2, 4, 8, 16, 32, 64, 128):
-        for shape, split in (("32x32b", False), ("16x32bx2", True)):
-            name = f"sync.aligned.{shape}.x{count}.b32"
-            table[f"tcgen05.ld.{name}"] = _move(True, count, split)
-            table[f"tcgen05.st.{name}"] = _move(False, count, split)
-    commit = _ONE.format("commit") + ".mbarrier::arrive::one"
-    return table | {
-        f"{_ONE.format('alloc')}.sync.aligned.shared::cta.b32": _allocation("tcgen05_alloc", True),
-        f"{_ONE.format('dealloc')}.sync.aligned.b32": _allocation("tcgen05_free", False),
-        f"{_ONE.format('relinquish_alloc_permit')}.sync.aligned": _relinquish_builder,
-        f"{commit}.b64": _commit_builder,
-        f"{commit}.shared::cluster.b64": _commit_builder,
-        "tcgen05.wait::ld.sync.aligned": _wait,
-        "tcgen05.wait::st.sync.aligned": _wait,
-        "tcgen05.fence::before_thread_sync": _nothing,
-        "tcgen05.fence::after_thread_sync": _nothing,
-    }
+    table: dict[str, Builder] = {}
+    for group in (1, 2):
+        pair, name = group == 2, f"tcgen05.mma.cta_group::{group}.kind::"
+        # Scaled products of two workgroups: where their scales lie is not known here.
+        kinds = [kind for kind, facts in KINDS.items() if not (pair and facts.block)]
+        table |= {name + kind: _mma_builder(kind, pair) for kind in kinds}
+        commit = f"tcgen05.commit.cta_group::{group}.mbarrier::arrive::one"
+        for more in ("", ".shared::cluster", ".shared::cluster.multicast::cluster"):
+            table[f"{commit}{more}.b64"] = _commit_builder
+    return table
 
 
 TABLE = _table()

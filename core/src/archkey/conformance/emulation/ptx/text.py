@@ -58,10 +58,11 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Address:
-    """[base + offset]."""
+    """[base + offset], of a tensor map [base, {coordinates}]."""
 
     base: Register | Immediate | Symbol
     offset: int = 0
+    coordinates: tuple[Operand, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,23 @@ class Module:
     labels        name -> index of the instruction after it
     shared_bytes  of shared memory that the text itself fixes, by the variable's name; -1: what the
                   launch gives
+    cluster       workgroups of a cluster
+    strict        whether tcgen05.ld must be waited for before its registers are read
     constants     variables in global memory -> their bytes
+    tables        of branches by a number: labels, by the table's own label
     """
 
     name: str
     target: str
     threads: int
+    cluster: int = 1
+    strict: bool = True
     parameters: dict[str, int] = field(default_factory=dict)
     registers: dict[str, str] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)
     constants: dict[str, bytes] = field(default_factory=dict)
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
 
 
@@ -125,7 +132,9 @@ _SHARED = re.compile(
 _GLOBAL = re.compile(
     r"\.(?:global|const)\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\s*\[(\d+)\]\s*(?:=\s*\{([^}]*)\})?;"
 )
-_PARAMETER = re.compile(r"\.param\s+\.[a-z](\d+)\s.*?([\w$]+)\s*$")
+_PARAMETER = re.compile(
+    r"\.param\s+(?:\.align\s+\d+\s+)?\.[a-z](\d+)\s.*?([\w$]+)\s*(?:\[(\d+)\])?\s*$"
+)
 _LABEL = re.compile(r"\s*([\w$]+)\s*:(?!:)")
 _ADDRESS = re.compile(r"([^+-]*)([+-]*)(.*)$")
 _FLOAT = re.compile(r"0([fFdD])([0-9A-Fa-f]+)$")
@@ -148,14 +157,15 @@ def parse(text: str) -> Module:
     threads = re.search(r"\.(?:req|max)ntid\s+(\d+)", entry[3])
     if threads is None or target is None:
         raise UnknownInstruction("a kernel without .reqntid and .target")
-    if found := re.search(r"\.(?:reqnctapercluster|explicitcluster)\b", entry[3]):
-        raise UnknownInstruction(f"clusters ({found[0]}) are not known")
-    module = Module(entry[1], target[1], int(threads[1]))
+    cluster = re.search(r"\.reqnctapercluster\s+(\d+)((?:\s*,\s*1)*)\s*(\.|$)", entry[3])
+    if cluster is None and "cluster" in entry[3]:
+        raise UnknownInstruction(f"clusters as {' '.join(entry[3].split())}")
+    module = Module(entry[1], target[1], int(threads[1]), int(cluster[1]) if cluster else 1)
     for piece in filter(None, map(str.strip, entry[2].split(","))):
         parameter = _PARAMETER.match(piece)
         if parameter is None:
             raise UnknownInstruction(f"unknown parameter {piece!r}")
-        module.parameters[parameter[2]] = int(parameter[1])
+        module.parameters[parameter[2]] = int(parameter[1]) * int(parameter[3] or 1)
     for shared in _SHARED.finditer(clean):
         module.shared[shared[1]] = int(shared[2]) if shared[2] else -1
     for constant in _GLOBAL.finditer(clean):
@@ -177,21 +187,26 @@ class _Body:
 
     def read(self) -> None:
         pending: list[tuple[int, str, tuple[int, ...]]] = []
+        label = ""  # the last one before a statement
         for line, statement in self._statements():
             rest = statement
-            while label := _LABEL.match(rest):
-                self.module.labels[self._local(label[1])] = len(pending)
-                rest = rest[label.end() :]
+            while found := _LABEL.match(rest):
+                label = self._local(found[1])
+                self.module.labels[label] = len(pending)
+                rest = rest[found.end() :]
             rest = " ".join(rest.split())
             if not rest:
                 continue
-            if rest.startswith(".reg"):
+            if rest.startswith(".branchtargets") and label and not self.scopes[-1]:
+                self.module.tables[label] = tuple(rest.partition(" ")[2].replace(",", " ").split())
+            elif rest.startswith(".reg"):
                 self._declare(rest)
             elif rest.startswith("."):
                 if not rest.startswith((".pragma", ".shared")):
                     raise UnknownInstruction(f"unknown directive {rest!r} in line {line}")
             else:
                 pending.append((line, rest, tuple(self.scopes)))
+            label = ""
         for line, rest, scopes in pending:
             self.module.instructions.append(self._instruction(line, rest, scopes))
 
@@ -269,17 +284,7 @@ class _Body:
         if text[0] == "{":
             return Vector(tuple(self._operand(piece, scopes) for piece in _split(text[1:-1])))
         if text[0] == "[":
-            inside = _ADDRESS.match(text[1:-1].strip())
-            if inside is None:
-                raise UnknownInstruction(f"unknown address {text}")
-            base, sign, offset = inside.groups()
-            if not base.strip():
-                return Address(Immediate(int(sign + offset, 0)))
-            found = self._operand(base, scopes)
-            if not isinstance(found, Register | Immediate | Symbol):
-                raise UnknownInstruction(f"unknown address {text}")
-            size = int(offset, 0) if offset.strip() else 0
-            return Address(found, -size if "-" in sign else size)
+            return self._address(text, scopes)
         if (value := _number(text)) is not None:
             return Immediate(value)
         negated = text.startswith("!")
@@ -294,6 +299,21 @@ class _Body:
         if text[0] == "%":
             return Special(text)
         return Symbol(text)
+
+    def _address(self, text: str, scopes: tuple[int, ...]) -> Address:
+        place, *rest = _split(text[1:-1])
+        inside = _ADDRESS.match(place.strip())
+        given = self._operand(rest[0], scopes) if rest else Vector(())
+        if inside is None or len(rest) > 1 or not isinstance(given, Vector):
+            raise UnknownInstruction(f"unknown address {text}")
+        base, sign, offset = inside.groups()
+        if not base.strip():
+            return Address(Immediate(int(sign + offset, 0)))
+        found = self._operand(base, scopes)
+        if not isinstance(found, Register | Immediate | Symbol):
+            raise UnknownInstruction(f"unknown address {text}")
+        size = int(offset, 0) if offset.strip() else 0
+        return Address(found, -size if "-" in sign else size, given.elements)
 
 
 def _unlabelled(current: str) -> str:
