@@ -152,7 +152,7 @@ class _Run:
 LANES = 4096
 """Threads that are one vector, at most: more of them do not fit into a cache."""
 
-_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|setmaxnreg|mapa\.")
+_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|mapa\.")
 
 
 @functools.lru_cache(64)

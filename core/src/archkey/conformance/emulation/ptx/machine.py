@@ -160,7 +160,7 @@ class Workgroup:
 
     def check_done(self) -> None:
         """Fault at the end for what is left over."""
-        for first in range(0, self.threads // 32, 4):
+        for first in range(0, self.total // 32, 4):
             asked = [self.setmaxnreg.get(warp, []) for warp in range(first, first + 4)]
             if any(one != asked[0] for one in asked):
                 raise Fault(f"warps {first} to {first + 3} end after setmaxnreg to {asked}")
