@@ -14,6 +14,7 @@ from typing import Any
 
 from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.ptx.accumulators import HOPPER
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.parameters import expanded, given
@@ -114,6 +115,7 @@ def execute(
         origin=found.origin,
         order=_ORDER.get() or Order(),
         counters=Counters(),
+        widths=HOPPER if code.module.target == "sm_90a" else {},
     )
     clusters = places(grid)
     step = _side_by_side(text, launch)

@@ -13,6 +13,7 @@ import numpy as np
 from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.ptx.accumulators import Width
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.shared import BASE, RANK, Shared
@@ -52,6 +53,7 @@ class Launch(NamedTuple):
     parameters  name -> its bits as a number
     symbols     variables -> address
     origin      generic address of parameter space
+    widths      how matrix units add, by the format of the operands; exactly where it is not said
     """
 
     grid: tuple[int, int, int]
@@ -63,6 +65,7 @@ class Launch(NamedTuple):
     origin: int
     order: Order
     counters: Counters
+    widths: Mapping[str, Width]
 
 
 class Workgroup:
@@ -94,7 +97,7 @@ class Workgroup:
             launch.symbols,
         )
         self.origin = launch.origin
-        self.order, self.counters = launch.order, launch.counters
+        self.order, self.counters, self.widths = launch.order, launch.counters, launch.widths
         poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
         self.shared = Shared(launch.shared_bytes, self.rank, len(self.places))
