@@ -3,7 +3,7 @@
 
     {"format": 1, "target", "recorded": {"device", "date", "versions", "file"},
      "emulated": {"date", "versions", "sources": digest of the emulator},
-     "rounding": [{"name", "unit", "why"}], "last": units in the last place,
+     "rounding": [{"name", "row", "why"}], "last": units in the last place,
      "kernels": {"rmsnorm cuda_sm90:triton": {"source": digest of the kernel, "launches", "cases",
                  "bodies", "elements", "differing", "last", "row", "share", "explained", "faults",
                  "reasons"}},
@@ -117,9 +117,9 @@ class _Replayer:
 
 
 def _sources() -> str:
-    """A digest of the emulator."""
+    """A digest of the emulators and of what compares."""
     root = Path(__file__).parents[1]
-    paths = sorted([*root.glob("*.py"), *root.glob("ptx/*.py")])
+    paths = sorted(root.rglob("*.py"))
     texts = "\n".join(f"{path.relative_to(root)}\n{path.read_text('utf-8')}" for path in paths)
     return hashlib.sha256(texts.encode()).hexdigest()
 
@@ -157,7 +157,7 @@ def _document(
             "sources": sources,
             "complete": len(launches) == total,
         },
-        "rounding": [{"name": r.name, "unit": r.unit, "why": r.why} for r in TABLE],
+        "rounding": [{"name": r.name, "row": r.row, "why": r.why} for r in TABLE],
         "last": LAST,
         "kernels": {
             name: {

@@ -15,6 +15,7 @@ from typing import Any
 from archkey._process import Say, serve
 from archkey.conformance.emulation.captured.archive import Archive
 from archkey.conformance.emulation.captured.replay import compare
+from archkey.conformance.emulation.processes import processes
 from archkey.errors import describe
 
 __all__ = ["main"]
@@ -37,7 +38,8 @@ def main() -> None:
             launch, began, fault = archive.launch(question["at"]), time.monotonic(), ""
             differences = []
             try:
-                differences = [one.to_json() for one in compare(launch)]
+                with processes(1):  # `comparing` has one a job
+                    differences = [one.to_json() for one in compare(launch)]
             except Exception as error:
                 fault = describe(error)
             seconds = round(time.monotonic() - began, 2)

@@ -8,9 +8,10 @@ but that a number is rounded in between: one that lies near the middle of two ma
 
 - A result that is rounded to its dtype may turn over: `LAST` units in its last place.
 - An operand of a matrix product that was computed, such as attention's probabilities, may turn over
-  before: one unit of the operand's format, of the largest in the row.
-- A product's sum is right to some units of float32 of the largest, however small the result is; so
-  is every other sum.
+  before. It changes by a unit of its format, and is one of many that are added: `PART` of the
+  largest in the row at most.
+- A sum is right to some units of float32 of the largest, however small the result is. Hopper keeps
+  13 bits behind the point of sums of FP8 products; that is less than an operand that turns over.
 
 Integers, and bytes outside of what a launch writes, are equal.
 """
@@ -22,23 +23,26 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["LAST", "Allowed", "Rounding", "TABLE", "allowed", "last_place", "rounding_of"]
+__all__ = ["LAST", "PART", "TABLE", "Allowed", "Rounding", "allowed", "last_place", "rounding_of"]
 
 LAST = 1.0
 """Units in the last place of the result's dtype."""
+
+PART = 2.0**-4
+"""Of a sum, that one of its elements is: products are of 16 elements at least."""
 
 
 class Rounding(NamedTuple):
     """A format that a program rounds to in between.
 
     instructions  those whose operands have it, a regular expression
-    unit          of the format, relative to the largest in a row
+    row           what that may change, relative to the largest in a row
     why           in words
     """
 
     name: str
     instructions: str
-    unit: float
+    row: float
     why: str
 
 
@@ -46,11 +50,11 @@ _MATRIX = r"(?:mma\.sync|wgmma\.mma_async)\S*"
 
 # The first whose instructions a program has is its coarsest.
 TABLE = (
-    Rounding("e5m2", _MATRIX + r"\.e5m2", 2.0**-2, "an operand in FP8 turns over"),
-    Rounding("e4m3", _MATRIX + r"\.e4m3", 2.0**-3, "an operand in FP8 turns over"),
-    Rounding("bf16", _MATRIX + r"\.bf16", 2.0**-7, "an operand in bfloat16 turns over"),
-    Rounding("tf32", _MATRIX + r"\.tf32", 2.0**-10, "an operand in TF32 turns over"),
-    Rounding("f16", _MATRIX + r"\.f16", 2.0**-10, "an operand in float16 turns over"),
+    Rounding("e5m2", _MATRIX + r"\.e5m2", 2.0**-2 * PART, "an operand in FP8 turns over"),
+    Rounding("e4m3", _MATRIX + r"\.e4m3", 2.0**-3 * PART, "an operand in FP8 turns over"),
+    Rounding("bf16", _MATRIX + r"\.bf16", 2.0**-7 * PART, "an operand in bfloat16 turns over"),
+    Rounding("tf32", _MATRIX + r"\.tf32", 2.0**-10 * PART, "an operand in TF32 turns over"),
+    Rounding("f16", _MATRIX + r"\.f16", 2.0**-10 * PART, "an operand in float16 turns over"),
     Rounding("f32", r"", 2.0**-18, "sums and approximations of float32: some units of 2^-23"),
 )
 
@@ -71,7 +75,7 @@ def allowed(text: str, dtype: torch.dtype) -> Allowed:
     """For a tensor that the program writes."""
     if not dtype.is_floating_point:
         return Allowed(0.0, 0.0)
-    return Allowed(LAST, rounding_of(text).unit)
+    return Allowed(LAST, rounding_of(text).row)
 
 
 def last_place(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

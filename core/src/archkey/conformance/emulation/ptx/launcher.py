@@ -14,6 +14,7 @@ from typing import Any
 
 from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.ptx.accumulators import HOPPER
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.local import LOCAL
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
@@ -118,6 +119,7 @@ def execute(
         origin=found.origin,
         order=_ORDER.get() or Order(),
         counters=Counters(),
+        widths=HOPPER if code.module.target == "sm_90a" else {},
     )
     clusters = places(grid)
     step = _side_by_side(text, launch)
@@ -156,7 +158,7 @@ class _Run:
 LANES = 4096
 """Threads that are one vector, at most: more of them do not fit into a cache."""
 
-_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|setmaxnreg|mapa\.")
+_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|mapa\.")
 
 
 @functools.lru_cache(64)

@@ -13,6 +13,7 @@ import numpy as np
 from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.ptx.accumulators import Width
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.local import Local
@@ -54,6 +55,7 @@ class Launch(NamedTuple):
     local_bytes of each thread
     symbols     variables -> address
     origin      generic address of parameter space
+    widths      how matrix units add, by the format of the operands; exactly where it is not said
     """
 
     grid: tuple[int, int, int]
@@ -66,6 +68,7 @@ class Launch(NamedTuple):
     origin: int
     order: Order
     counters: Counters
+    widths: Mapping[str, Width]
 
 
 class Workgroup:
@@ -97,7 +100,7 @@ class Workgroup:
             launch.symbols,
         )
         self.origin = launch.origin
-        self.order, self.counters = launch.order, launch.counters
+        self.order, self.counters, self.widths = launch.order, launch.counters, launch.widths
         poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
         self.shared = Shared(launch.shared_bytes, self.rank, len(self.places))
@@ -164,7 +167,7 @@ class Workgroup:
 
     def check_done(self) -> None:
         """Fault at the end for what is left over."""
-        for first in range(0, self.threads // 32, 4):
+        for first in range(0, self.total // 32, 4):
             asked = [self.setmaxnreg.get(warp, []) for warp in range(first, first + 4)]
             if any(one != asked[0] for one in asked):
                 raise Fault(f"warps {first} to {first + 3} end after setmaxnreg to {asked}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.ptx import descriptors, fragments
+from archkey.conformance.emulation.ptx.accumulators import added
 from archkey.conformance.emulation.ptx.collectives import warps
 from archkey.conformance.emulation.ptx.elements import ELEMENTS, values
 from archkey.conformance.emulation.ptx.generate import Builder, Emitter
@@ -30,8 +31,14 @@ def _mma(
     count = warps(G)
     x, y = fragments.left(a, kinds[0]), fragments.right(b, kinds[1])
     S.counters.flops += 2 * 16 * 8 * y.shape[1] * count
-    total = x @ y + fragments.whole(fragments.apart(c, kinds[2]), 16)
+    total = _sum(S, kinds, x, y, fragments.whole(fragments.apart(c, kinds[2]), 16))
     return fragments.packed(fragments.spread(_rounded(total, kinds[2])))
+
+
+def _sum(S: Any, kinds: tuple[str, str, str], x: Array, y: Array, c: Array) -> Array:
+    """x times y plus c, float64: as the card adds them where that is known, else exactly."""
+    width = S.widths.get(kinds[0]) if kinds[2] == "f4" else None
+    return x @ y + c if width is None else added(x, y, c.astype(np.float64), width)
 
 
 def _rounded(total: Array, kind: str) -> Array:
@@ -75,7 +82,8 @@ def _wgmma(
     groups = G.n // _GROUP
     columns = 256 // ELEMENTS[kinds[1]].bits
     before = fragments.apart(c, kinds[2])
-    total = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
+    kept = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
+    sums = fragments.whole(kept, 64)
     if isinstance(a, list):
         registers = fragments.left(a, kinds[0]).reshape(groups, 64, columns)
     parts = []
@@ -86,10 +94,9 @@ def _wgmma(
         else:
             left = _matrix(S, first, a[group * _GROUP :], 64, columns, kinds[0], turned[0])
         right = _matrix(S, first, b[group * _GROUP :], n, columns, kinds[1], turned[1])
-        parts.append((left * signs[0]) @ (right.T * signs[1]))
+        parts.append(_sum(S, kinds, left * signs[0], right.T * signs[1], sums[group]))
     S.counters.flops += 2 * 64 * n * columns * groups
-    total += fragments.spread(np.stack(parts))
-    return fragments.packed(_rounded(total, kinds[2]))
+    return fragments.packed(_rounded(fragments.spread(np.stack(parts)), kinds[2]))
 
 
 def _matrix(
