@@ -47,10 +47,10 @@ class Local:
 
     def _where(self, threads: Array, at: Array, span: int) -> tuple[Array, Array]:
         first = at.astype(np.int64) - LOCAL
-        if first.min() < 0 or first.max() + span > self.size:
-            raise Fault(f"{span} bytes outside of the {self.size} bytes of a thread's own memory")
         if (first % span).any():
             raise Fault(f"local memory is accessed at no multiple of {span} bytes")
+        if first.min() < 0 or first.max() + span > self.size:
+            raise Fault(f"{span} bytes outside of the {self.size} bytes of a thread's own memory")
         return threads.astype(np.int64)[:, None], first[:, None] + np.arange(span)
 
 

@@ -30,7 +30,7 @@ __all__ = ["HELPERS", "TABLE", "elements_of", "kinds_of_registers"]
 
 
 def _aligned(at: Array, span: int) -> None:
-    if span > 1 and (at & at.dtype.type(span - 1)).any():
+    if span > 1 and len(at) and (at & at.dtype.type(span - 1)).any():
         raise Fault(f"global memory is accessed at no multiple of {span} bytes")
 
 
@@ -136,7 +136,7 @@ def _atomic(
 
 HELPERS: dict[str, Any] = {
     **{"load_global": _load_global, "store_global": _store_global, "atomic": _atomic},
-    **{"load_shared": _load_shared, "store_shared": _store_shared},
+    **{"load_shared": _load_shared, "store_shared": _store_shared, "aligned": _aligned},
 }
 
 
@@ -200,6 +200,29 @@ def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
         values = ", ".join(emitter.vector(s, kind) for s in sources)
         call = f"atomic(S, G, {space!r}, {name!r}, {kind!r}, {at}, [{values}], {emitter.mask})"
         emitter.write(target, kind, call)
+
+    return build
+
+
+def _atoms(name: str, kind: str, count: int, result: bool) -> Builder:
+    """Of neighbours in global memory, each by itself."""
+    size = int(kind[1])
+
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        *target, where, source = instruction.operands
+        targets = elements_of(target[0]) if result else [None] * count
+        sources = elements_of(source)
+        if len(sources) != count or len(targets) != count or len(target) != result:
+            raise UnknownInstruction(f"{len(sources)} values, {count} are expected")
+        at = emitter.fresh()
+        emitter.line(f"{at} = {emitter.address(where, wide=True)}")
+        emitter.line(
+            f"aligned({at} if {emitter.mask} is None else {at}[{emitter.mask}], {size * count})"
+        )
+        for n, (one, to) in enumerate(zip(sources, targets, strict=True)):
+            given = f"{at} + u8({n * size}), [{emitter.vector(one, kind)}], {emitter.mask}"
+            call = f"atomic(S, G, 'global', {name!r}, {kind!r}, {given})"
+            emitter.write(to, kind, call)
 
     return build
 
@@ -299,6 +322,17 @@ def _table() -> dict[str, Builder]:
         for form in forms:
             table[f"atom{form}.{said}"] = _atom(room, operation, kind, True)
             table[f"red{form}.{said}"] = _atom(room, operation, kind, False)
+    vectors = [("add.f32", "add", "f4", n) for n in (2, 4)]
+    for t in ("f16", "bf16"):
+        vectors += [(f"add.noftz.{t}", f"add.noftz.{t}", "u2", n) for n in (2, 4, 8)]
+        vectors += [(f"add.noftz.{t}x2", f"add.noftz.{t}", "u4", n) for n in (2, 4)]
+    for (said, operation, kind, count), order in itertools.product(vectors, scopes):
+        head, _, name = said.rpartition(".")
+        _, *parts = order.split(".")
+        for form in {".".join(parts), ".".join(parts[::-1])}:
+            key = f".global{'.' if form else ''}{form}.{head}.v{count}.{name}"
+            table[f"atom{key}"] = _atoms(operation, kind, count, True)
+            table[f"red{key}"] = _atoms(operation, kind, count, False)
     for space in ("to.global", "global"):
         table[f"cvta.{space}.u64"] = _same_address
     table["cvta.param.u64"] = _parameter_address
