@@ -12,10 +12,11 @@ import numpy as np
 
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
-from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
+from archkey.conformance.emulation.ptx.asynchronous import Copies
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.local import Local
+from archkey.conformance.emulation.ptx.mbarriers import Mbarriers
 from archkey.conformance.emulation.ptx.shared import RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
