@@ -37,6 +37,7 @@ CARD = f"""
 
 KERNEL = """
     import os
+    import torch
     import triton
     import triton.language as tl
     from archkey.launch import Program
@@ -78,6 +79,18 @@ KERNEL = """
         if given.device.source == "pretend":
             os.abort()
         return build(problem, given)
+
+
+    def full(problem, given):
+        launch, seen = build(problem, given), os.environ["BUILT"] + f".{problem.width}"
+
+        def run(*arguments):
+            if not os.path.exists(seen):
+                open(seen, "w").close()
+                raise torch.OutOfMemoryError("others have it all")
+            launch(*arguments)
+
+        return run
 """
 
 PLAIN = (
@@ -175,6 +188,17 @@ def test_workers_share_a_card_as_many_as_are_asked_for(
     assert {row.item for row in outcomes} == set(items)
     assert {row.outcome for row in outcomes} == {"passed"}, outcomes
     assert len(started) == sharing
+
+
+@pytest.mark.parametrize("sharing", [1, 2])
+def test_what_finds_no_memory_on_a_shared_card_is_asked_again(bench: Bench, sharing: int) -> None:
+    bench.install("full")
+    items = [item for item in bench.items() if item.case != RANDOM]
+    outcomes = list(pool.answers(TARGET, Level.DEVICE, items, terms()._replace(sharing=sharing)))
+    assert Counter(row.item for row in outcomes) == Counter(items)
+    reasons = [row.reason for row in outcomes if row.outcome == "failed"]
+    assert all("others have it all" in reason for reason in reasons)
+    assert bool(reasons) == (sharing == 1)
 
 
 def test_a_problem_is_built_once(bench: Bench) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from archkey.conformance.emulation.group import Group
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.program import families
 from archkey.conformance.emulation.text import Instruction
-from archkey.conformance.emulation.wave import ALL, LANES, Array, Group, Wave
+from archkey.conformance.emulation.wave import ALL, LANES, Array, Wave
 
 LANE = np.arange(LANES)
 EDGES = np.array(
@@ -41,7 +42,7 @@ def numbers(seed: int, scale: float = 1.0) -> Array:
 
 def wave(exec_mask: int = ALL, lds: int = 1024, rooms: tuple[Room, ...] = (), **given: Any) -> Wave:
     """A wave with registers as `given`: v1=array, a0=array, s4=number, vcc=mask."""
-    made = Wave(Group(Memory(list(rooms)), lds, 256), 64, 64)
+    made = Wave(Group(Memory(list(rooms)), lds), 64, 64, 256)
     for name, value in given.items():
         if name == "vcc":
             made.set64(106, value)

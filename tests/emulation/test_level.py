@@ -96,34 +96,59 @@ CASES = (
 )
 
 
-QUICK = {
+SLICE = (
     ("rmsnorm", "width of no power of two: tokens=3, width=111"),
+    ("fused_add_rmsnorm", "width of no power of two"),
+    ("fused_qk_rmsnorm", "NaN and infinity"),
+    ("rmsnorm_quant", "groups: tokens=3, width=512, quant=fp8_group"),
     ("unified_attention", "two sequences"),
-    ("sparse_mla_decode", "format fp8_model1"),
-}
-"""Of NVIDIA's targets in every run; the others are slow: they compile for two more targets."""
-
-GLUON = (
     ("mla_decode", "float16: heads=16, kv_lens=37-70, q_lens=2"),
-    ("sparse_mla_prefill", "format fp8_v32"),
+    ("mla_prefill", "two sequences"),
+    ("merge_attn_states", "two parts"),
+    ("sparse_mla_prefill", "three rows"),
     ("sparse_mla_decode", "two sequences"),
+    ("quantize_sparse_kv", "thirty tokens"),
+    ("dequantize_sparse_kv", "nine tokens"),
+    ("logical_to_physical_indices", "three sequences"),
+    ("ragged_kv_indices_to_page_table", "four sequences"),
+    ("req_to_token_to_page_table", "four sequences"),
+    ("chunk_kda", "raw gate past float32's exponential"),
+    ("fused_recurrent_kda", "decode"),
+    ("kda_packed_decode", "heads: batch=2, heads=1-1"),
+    ("kda_gate", "gate: shape=5"),
+    ("kda_gate_chunk_cumsum", "empty sequences"),
+    ("mxfp4_linear", "results in float32: tokens=5, k=144, n=48, dtype=mxfp4"),
 )
-SCALED = (("mxfp4_linear", "results in float32: tokens=5, k=144, n=48, dtype=mxfp4"),)
+"""Of every kernel of NVIDIA's targets in every run; the others are slow: they compile, too."""
+
+KERNELS = {
+    ("cuda_sm90", "wgmma"): ("mla_decode", "sparse_mla_prefill", "sparse_mla_decode"),
+    ("cuda_sm90", "mma"): ("chunk_kda",),
+    ("cuda_sm100", "triton_scaled"): ("mxfp4_linear",),
+}
+"""Those that are not called triton, with their operators."""
 
 
 def _asked() -> Iterator[Any]:
     """(target, kernel, operator, start of the case's name)."""
     for target in TARGETS:
-        for operator, start in CASES:
-            slow = target.startswith("cuda") and (operator, start) not in QUICK
+        of_nvidia = target.startswith("cuda")
+        asked = [(case, False) for case in SLICE] if of_nvidia else []
+        asked += [(case, of_nvidia) for case in CASES if not (of_nvidia and case in SLICE)]
+        for (operator, start), slow in asked:
             marks = [pytest.mark.slow] if slow else []
             yield pytest.param(target, "triton", operator, start, marks=marks)
-    for target, kernel, cases in (
-        ("cuda_sm90", "wgmma", GLUON),
-        ("cuda_sm100", "triton_scaled", SCALED),
-    ):
-        for operator, start in cases:
-            yield pytest.param(target, kernel, operator, start, marks=[pytest.mark.slow])
+    for (target, kernel), operators in KERNELS.items():
+        for operator, start in SLICE:
+            if operator in operators:
+                yield pytest.param(target, kernel, operator, start)
+
+
+@pytest.mark.parametrize("target", ["cuda_sm90", "cuda_sm100"])
+def test_every_kernel_has_a_case_in_every_run(target: str) -> None:
+    items, _ = exam.questions(exam.find(target), Level.EMULATED)
+    asked = {(p.values[2], f"{p.values[0]}:{p.values[1]}") for p in _asked() if not p.marks}
+    assert {(item.operator, item.kernel) for item in items} <= asked
 
 
 @pytest.fixture(scope="module")

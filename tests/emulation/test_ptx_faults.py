@@ -85,12 +85,18 @@ BLACKWELL = (
     *(_LD, _WAIT_LD, *_STORE, *_FREE),
 )
 MOVED = (*_ALLOC, _ST, _WAIT_ST, _LD, _WAIT_LD, *_STORE, *_FREE)
+# As LLVM packs what is loaded, before the wait for it.
+_PACK, _UNPACK = "cvt.u64.u32 %rd30, %r50;", "cvt.u32.u64 %r50, %rd30;"
+PACKED = (*_ALLOC, _ST, _WAIT_ST, _LD, _PACK, _WAIT_LD, _UNPACK, *_STORE, *_FREE)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("lines", "target", "want"),
-    [(HOPPER, "sm_90a", 16.0), (BLACKWELL, "sm_100a", 16.0), (MOVED, "sm_100a", None)],
+    [
+        *((HOPPER, "sm_90a", 16.0), (BLACKWELL, "sm_100a", 16.0)),
+        *((MOVED, "sm_100a", None), (PACKED, "sm_100a", None)),
+    ],
 )
 def test_sound_programs_run(
     lines: Sequence[str], target: str, want: float | None, order: Order
@@ -210,6 +216,10 @@ PLANTED_100 = {
     ),
     "no wait for tcgen05.ld": (
         _without(MOVED, [_WAIT_LD]),
+        "what tcgen05.ld loads is read before tcgen05.wait::ld, at line .*: st.global",
+    ),
+    "no wait for what is packed": (
+        _without(PACKED, [_WAIT_LD]),
         "what tcgen05.ld loads is read before tcgen05.wait::ld, at line .*: st.global",
     ),
     "columns that are kept": (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tests.emulation.ptx_machine import launch
 
+from archkey.conformance.emulation.counters import counting
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.ptx.launcher import counting
 from archkey.conformance.emulation.ptx.machine import Order
 from archkey.conformance.emulation.ptx.parameters import Described
 from archkey.conformance.emulation.ptx.tensor_maps import described

@@ -5,74 +5,15 @@ from __future__ import annotations
 
 import re
 
-import numpy as np
 import pytest
+from tests.emulation.programs import DATA, STORE_V1, program, start
 
 from archkey.conformance.emulation import census
 from archkey.conformance.emulation.dialects import dialect_of
-from archkey.conformance.emulation.execute import Resources, execute
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.operands import operand
 from archkey.conformance.emulation.program import load
 from archkey.conformance.emulation.text import Instruction, parse
-
-DIRECTIVES = {
-    "private_segment_fixed_size": 0,
-    "kernarg_size": 16,
-    "user_sgpr_count": 2,
-    "user_sgpr_kernarg_segment_ptr": 1,
-    "system_sgpr_workgroup_id_x": 1,
-    "system_sgpr_workgroup_id_y": 1,
-    "system_sgpr_workgroup_id_z": 0,
-    "next_free_vgpr": 16,
-    "accum_offset": 16,
-    "float_denorm_mode_32": 3,
-}
-
-
-def program(*lines: str, **directives: int) -> str:
-    """The text of a kernel as LLVM frames it."""
-    body = "\n".join(line if line.endswith(":") else f"\t{line}" for line in lines)
-    said = {**DIRECTIVES, **directives}
-    settings = "\n".join(f"\t\t.amdhsa_{name} {value}" for name, value in said.items())
-    return f"""\t.amdgcn_target "amdgcn-amd-amdhsa--gfx942"
-\t.text
-body:                                   ; @body
-{body}
-\ts_endpgm
-\t.amdhsa_kernel body
-{settings}
-\t.end_amdhsa_kernel
-\t.amdgpu_metadata
----
-amdhsa.kernels:
-  - .agpr_count:     0
-    .args:
-      - .address_space:  global
-        .offset:         0
-        .size:           8
-        .value_kind:     global_buffer
-      - .offset:         8
-        .size:           4
-        .value_kind:     by_value
-    .group_segment_fixed_size: 0
-...
-\t.end_amdgpu_metadata
-"""
-
-
-def start(text: str, grid: tuple[int, int, int] = (1, 1, 1), waves: int = 1, lds: int = 0) -> int:
-    """Run it with DATA, 128 numbers, as its one argument."""
-    kernarg = np.array([DATA.ctypes.data, 5], np.uint64)
-    rooms = [
-        Room.at("arguments", kernarg.ctypes.data, kernarg.nbytes),
-        Room.at("data", DATA.ctypes.data, DATA.nbytes),
-    ]
-    return execute(load(text), grid, Memory(rooms), Resources(kernarg.ctypes.data, waves, lds))
-
-
-DATA = np.zeros(128, np.uint32)
 
 
 def test_an_instruction_is_taken_apart() -> None:
@@ -137,16 +78,25 @@ def test_what_is_not_known_is_never_ignored(line: str, told: str) -> None:
         load(program(line))
 
 
+def test_the_target_as_llvm_writes_it() -> None:
+    """Newer versions of it put another in front."""
+    text = program("s_nop 0")
+    newer = text.replace("amdgcn-amd-amdhsa--", "amdgpu9.42-amd-amdhsa-unknown-")
+    assert parse(newer).target == "gfx942"
+    with_features = text.replace("--gfx942", "--gfx950:sramecc+:xnack-")
+    assert parse(with_features).target == "gfx950"
+
+
+def test_work_items_know_their_place_in_y_and_z() -> None:
+    """They are 0 and share a register with x."""
+    DATA[:] = 1
+    start(program("v_mov_b32_e32 v1, v0", *STORE_V1, system_vgpr_workitem_id=2), waves=2)
+    assert DATA.tolist() == list(range(128))
+
+
 def test_another_machine_is_refused() -> None:
     with pytest.raises(UnknownInstruction, match=".amdhsa_float_denorm_mode_32 0: only 3"):
         start(program(float_denorm_mode_32=0))
-
-
-STORE_V1 = (
-    "s_load_dwordx2 s[4:5], s[0:1], 0x0",
-    "v_lshlrev_b32_e32 v2, 2, v0",
-    "global_store_dword v2, v1, s[4:5]",
-)
 
 
 def test_workgroups_know_their_place() -> None:
@@ -161,33 +111,8 @@ def test_workgroups_know_their_place() -> None:
 
 def test_a_loop_counts_its_instructions() -> None:
     lines = ("s_movk_i32 s6, 3", ".LBB0_1:", "s_sub_i32 s6, s6, 1", "s_cmp_lg_u32 s6, 0")
-    assert start(program(*lines, "s_cbranch_scc1 .LBB0_1")) == 1 + 3 * 3 + 1
-
-
-EXCHANGE = (
-    "v_lshlrev_b32_e32 v3, 2, v0",
-    "ds_write_b32 v3, v0",
-    "s_waitcnt lgkmcnt(0)",
-    "s_barrier",
-    "v_xor_b32_e32 v4, 0x100, v3",
-    "ds_read_b32 v1, v4",
-)
-
-
-def test_waves_meet_at_a_barrier() -> None:
-    """Each wave reads what the other has written; without the barrier the first finds poison."""
-    start(program(*EXCHANGE, *STORE_V1), waves=2, lds=512)
-    assert DATA.tolist() == [*range(64, 128), *range(64)]
-    without = [line for line in EXCHANGE if line != "s_barrier"]
-    start(program(*without, *STORE_V1), waves=2, lds=512)
-    assert (DATA == 0xFFFFFFFF).sum() == 64
-
-
-def test_what_nobody_wrote_is_poison() -> None:
-    start(program("v_add_f32_e32 v1, v9, v9", *STORE_V1))
-    assert np.isnan(DATA[:64].view(np.float32)).all()
-    start(program("v_mov_b32_e32 v4, 0", "ds_read_b32 v1, v4", *STORE_V1), lds=64)
-    assert np.isnan(DATA[:64].view(np.float32)).all()
+    done = start(program(*lines, "s_cbranch_scc1 .LBB0_1"))
+    assert done.instructions == {"scalar": 1 + 2 * 3, "branches": 3 + 1}
 
 
 def test_faults_name_the_instruction() -> None:

@@ -27,6 +27,7 @@ from archkey.integrations import fla
 
 STEPS = 256
 BATCH, PROMPT = 3, 67  # of no whole chunk
+EXACT = {"cpu": 1e-5, "cuda": 1e-2}  # of float32 tokens, which a card multiplies in bfloat16
 ROUNDED = 1.5  # rms over thousands of numbers; what is summed in another order is rounded elsewhere
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -145,7 +146,8 @@ def test_a_prompt_and_then_256_steps(dtype: torch.dtype, device: str, calls: Cou
     want, own, ours = of_each(dtype, device, (PROMPT, *(1,) * STEPS))
     assert calls == {"chunk_kda": LINEAR, "fused_recurrent_kda": LINEAR * STEPS}
     for part in (slice(0, PROMPT), slice(PROMPT, None), slice(-32, None)):
-        bound = 1e-5 if dtype == torch.float32 else ROUNDED * off(own[:, part], want[:, part])
+        rounded = ROUNDED * off(own[:, part], want[:, part])
+        bound = EXACT[device] if dtype == torch.float32 else rounded
         assert off(ours[:, part], want[:, part]) <= bound
 
 
@@ -153,10 +155,10 @@ def test_a_prompt_in_parts(device: str, calls: Counter[str]) -> None:
     """A later part begins with the states that the one before left."""
     want, _, ours = of_each(torch.float32, device, (33, 1, 64, 2, 1))
     assert calls == {"chunk_kda": 3 * LINEAR, "fused_recurrent_kda": 2 * LINEAR}
-    assert off(ours, want) <= 1e-5
+    assert off(ours, want) <= EXACT[device]
     with torch.inference_mode(), fla.routed():
         whole = forwards(make(torch.float32, device), device, (101,))
-    assert off(ours, whole) <= 1e-5
+    assert off(ours, whole) <= EXACT[device]
 
 
 def test_a_batch_with_padding(device: str) -> None:
@@ -165,7 +167,7 @@ def test_a_batch_with_padding(device: str) -> None:
     mask = padded(tokens(*lengths))["attention_mask"]
     mask = torch.cat([mask, torch.ones(BATCH, 3, dtype=mask.dtype)], 1).to(device)
     want, _, ours = of_each(torch.float32, device, (PROMPT, 1, 1, 1), mask)
-    assert off(ours[mask.bool()], want[mask.bool()]) <= 1e-5
+    assert off(ours[mask.bool()], want[mask.bool()]) <= EXACT[device]
 
 
 def test_generate(device: str) -> None:

@@ -9,7 +9,6 @@ What they cannot do, this process does (`archkey._prepare_pool`).
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from archkey.compilation import to_compile
 from archkey.errors import ArchkeyError, ArgumentValueError, FrozenError, PrepareError
 from archkey.launch import Plan, interpreting
 from archkey.ops import Problem
+from archkey.probe.host import usable_cores
 
 if TYPE_CHECKING:
     from archkey.session import Session
@@ -57,7 +57,7 @@ def prepare(
     listed = list(problems)
     units = [] if interpreting() else _units(session, listed)
     failed: dict[Problem, BaseException] = {}
-    if len(units) >= _WORTH and (workers := jobs or _cores()) > 1:
+    if len(units) >= _WORTH and (workers := jobs or usable_cores() or 1) > 1:
         from archkey._prepare_pool import compiled  # processes, pipes: not for every session
 
         with _told(len(units), progress) as step:
@@ -97,11 +97,6 @@ def _units(session: Session, problems: Iterable[Problem]) -> list[Unit]:
                     unit = Unit(*named, number, program.body.__name__, [])
                     found.setdefault(key, unit).problems.append(problem)
     return list(found.values())
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from archkey.bench.workload import Supply, Workload, cost_of
-from archkey.conformance.emulation.device import emulated
+from archkey.conformance.emulation.counters import counting
+from archkey.conformance.emulation.device import TARGETS, emulated
 from archkey.conformance.judge import maker_of
 from archkey.errors import Unsupported
 from archkey.kernel import resolve
@@ -22,9 +23,6 @@ from archkey.session import Session
 from archkey.settings import settings
 
 __all__ = ["Counted", "counted"]
-
-COUNTED = ("cuda_sm90", "cuda_sm100")
-"""Targets whose emulator counts."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,10 @@ def counted(
     Raises Unsupported for a target that nobody counts for, and where Triton interprets.
     """
     device = emulated(target)
-    if device is None or target not in COUNTED:
-        raise Unsupported(f"instructions are counted for {', '.join(COUNTED)}; found {target}")
+    if device is None:
+        raise Unsupported(f"instructions are counted for {', '.join(TARGETS)}; found {target}")
     if interpreting():
         raise Unsupported("this process interprets: count in one without TRITON_INTERPRET=1")
-    from archkey.conformance.emulation.ptx.launcher import counting
-
     session = Session(device, settings())
     for workload in workloads:
         operator = session.operators[workload.operator]

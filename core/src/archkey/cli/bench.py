@@ -79,7 +79,7 @@ _GROUPS = {
 @click.option("--check", is_flag=True, help="Judge each installed peer on small inputs.")
 @click.option("--host", is_flag=True, help="Measure import, discovery, decision, plan, calls.")
 @click.option("--count", is_flag=True, help="Count instructions, bytes and FLOPs on an emulator.")
-@click.option("--target", metavar="TARGET", help="Whose kernels: cuda_sm90 or cuda_sm100.")
+@click.option("--target", metavar="TARGET", help="Whose kernels: one that is emulated.")
 @click.option(
     "--workgroups",
     type=click.IntRange(1),
@@ -274,7 +274,7 @@ def _tell(
 def _count(
     target: str, chosen: Sequence[Workload], workgroups: int, seed: int, as_json: bool
 ) -> None:
-    """One line a workload: instructions of warps, bytes and FLOPs beside the least there can be."""
+    """One line a workload: instructions, bytes and FLOPs beside the least there can be."""
     from archkey.bench.count import counted
 
     rows = []
@@ -293,6 +293,9 @@ def _count(
         ):
             ratio = f", {times / least:.2f} of the least" if least else ""
             click.echo(f"  {times:>16,} {what}{ratio}")
+        if found["counts"]["lds_loaded"] is not None:
+            moved = found["counts"]["lds_loaded"] + found["counts"]["lds_stored"]
+            click.echo(f"  {moved:>16,} bytes of LDS")
     if as_json:
         emit(rows)
 

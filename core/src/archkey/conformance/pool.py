@@ -37,11 +37,21 @@ class Terms(NamedTuple):
 
 
 def answers(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Outcome]:
-    """Outcomes of `items`, all of one level, in the order in which they are known."""
+    """Outcomes of `items`, all of one level, in the order in which they are known.
+
+    What found no memory on a card that is shared is asked again at the end, by one worker alone.
+    """
     start = partial(Worker, target, level, terms)
-    if _on_card(target, level):
-        return ask_all(items, start, terms.sharing, _may_be_stuck)
-    return ask_all(items, start, terms.jobs)
+    if not _on_card(target, level):
+        yield from ask_all(items, start, terms.jobs)
+        return
+    crowded: list[Item] = []
+    for outcome in ask_all(items, start, terms.sharing, _may_be_stuck):
+        if terms.sharing > 1 and _NO_MEMORY in outcome.reason:
+            crowded.append(outcome.item)
+        else:
+            yield outcome
+    yield from ask_all(crowded, start, 1, _may_be_stuck)
 
 
 def built(target: str, level: Level, items: Sequence[Item], terms: Terms) -> Iterator[Item]:
@@ -62,6 +72,10 @@ def _on_card(target: str, level: Level) -> bool:
     if level not in (Level.DEVICE, Level.ACCURACY) or Target.parse(target).platform == "cpu":
         return False
     return not interprets(target, level)
+
+
+_NO_MEMORY = "OutOfMemoryError"
+"""What torch raises on every accelerator, as `describe` tells it."""
 
 
 def _may_be_stuck(outcome: Outcome) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from archkey._process import Say, serve
 from archkey.conformance.ahead import build
 from archkey.conformance.emulation.device import emulated
+from archkey.conformance.emulation.processes import processes
 from archkey.conformance.examine import Options, examine
 from archkey.conformance.levels import Item, Level
 from archkey.locate import devices, find_device
@@ -77,6 +78,8 @@ def main() -> None:
         torch.set_num_threads(1)  # the pool has a worker a core
         session = open_for(given.target, given.level, ahead=given.ahead is not None)
         options = Options(given.examples, given.seed)
+        runtime = getattr(torch, session.device.torch_kind, None)
+        free = getattr(runtime, "empty_cache", lambda: None)  # others may share the card
 
         def answer(question: dict[str, Any], say: Say) -> None:
             def begin(name: str) -> None:
@@ -86,7 +89,9 @@ def main() -> None:
             if given.ahead:
                 outcome = build(session, item, options, given.ahead, begin)
             else:
-                outcome = examine(session, item, options, begin)
+                with processes(1):  # of an emulator, since the pool has a worker a core
+                    outcome = examine(session, item, options, begin)
+                free()
             say(outcome=outcome.to_json())
 
         return answer

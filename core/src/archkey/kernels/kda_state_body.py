@@ -365,8 +365,8 @@ def kda_walk_body(
         place += HV
     if final_state is not None:  # noqa: SIM102
         if rest <= chunks * C:
-            tile = _state_tile(
+            final_tile = _state_tile(
                 final_state, source, head, d, column, final_stride, final_head, final_row,
                 FINAL_UNIT, V_FIRST,
             )  # fmt: skip
-            tl.store(tile, state.to(final_state.dtype.element_ty), inside)
+            tl.store(final_tile, state.to(final_state.dtype.element_ty), inside)

@@ -10,7 +10,7 @@ from pathlib import Path
 from archkey.probe.device import Device
 from archkey.target import Target
 
-__all__ = ["cpu"]
+__all__ = ["cpu", "usable_cores"]
 
 
 def cpu(root: Path) -> Device:
@@ -21,12 +21,13 @@ def cpu(root: Path) -> Device:
         index=0,
         name=_field(root / "proc/cpuinfo", "model name") or platform.machine() or "cpu",
         source="cpu",
-        compute_units=_usable_cores(),
+        compute_units=usable_cores(),
         memory_bytes=int(memory.split()[0]) * 1024 if memory else None,
     )
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
+    """Cores that this process may use; None where nobody says."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

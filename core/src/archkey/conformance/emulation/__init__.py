@@ -12,13 +12,18 @@ It shows that the compiler's output computes what the reference does. It is no h
     text         assembly into instructions, labels, directives
     program      each instruction into a function, through the tables of the families:
                  scalar, flow, integers, floats, division, packed, convert, lanes, dpp,
-                 lds, vmem, atomics, matrix, scaled
+                 lds, lds_atomics, vmem, atomics, matrix, scaled
     operands     registers and constants, as a kind of number
-    wave         registers, lanes, what a workgroup shares
+    wave         registers, lanes
+    group        what a workgroup shares, and what it moves
     memory       allocations, and what lies outside of them
     execute      workgroups, waves, barriers
+    shadow       LDS, and who wrote and read each byte since the last barrier
+    spread       workgroups over processes; processes says how many
+    again        workgroups that run twice, under other conditions
     numbers      formats and roundings that numpy lacks
     dialects     what the languages have in common: launching, mnemonics
+    counters     instructions, bytes, FLOPs of what was launched; classes has those of AMD
     arguments    scalars as bytes, tensors as rooms of memory
     census       which instructions kernels have, and which of them are not known here
 

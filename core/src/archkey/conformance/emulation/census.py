@@ -4,15 +4,18 @@
     python -m archkey.conformance.emulation.census cuda_sm100
 
 compiles every kernel for every example problem of its operator. The exit code is 1 if something
-is unknown: a new compiler is examined this way before it is used.
+is unknown: a new compiler is examined this way before it is used. `--compared FILE`, a document of
+`archkey.conformance.emulation.captured`, tells which instructions no launch of a card has shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -56,13 +59,19 @@ def _texts(session: Session, dialect: Dialect) -> Iterator[tuple[str, str]]:
                 yield f"{name} {kernel.id}, {label}", str(compiled.kernel.asm[dialect.key])
 
 
-def main(target: str) -> int:
-    """Print the table; the number of things that the emulator cannot do."""
+def main(target: str, compared: Path | None = None) -> int:
+    """Print the table; the number of things that the emulator cannot do.
+
+    compared  a document about launches of a card
+    """
+    shown = None if compared is None else json.loads(compared.read_text("utf-8"))["instructions"]
     dialect = dialect_of(target)
     found = list(_texts(open_session(target), dialect))
     rows = count((text for _, text in found), dialect)
     for name, (times, known) in rows.items():
-        click.echo(f"{times:8d}  {name}" + ("" if known else "  UNKNOWN"))
+        said = "" if known else "  UNKNOWN"
+        said += "" if shown is None or name in shown else "  not compared"
+        click.echo(f"{times:8d}  {name}{said}")
     missing = [name for name, seen in rows.items() if not seen.known]
     for label, text in found:
         try:
@@ -70,11 +79,16 @@ def main(target: str) -> int:
         except UnknownInstruction as error:
             missing.append(str(error))
             click.echo(f"{label}: {error}")
-    click.echo(f"{target}: {len(found)} programs, {len(rows)} instructions, {len(missing)} unknown")
+    said = f"{len(found)} programs, {len(rows)} instructions, {len(missing)} unknown"
+    if shown is not None:
+        said += f", {sum(name in shown for name in rows)} compared with a card"
+    click.echo(f"{target}: {said}")
     return len(missing)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("target", choices=TARGETS)
-    raise SystemExit(bool(main(parser.parse_args().target)))
+    parser.add_argument("--compared", type=Path, help="a document about launches of a card")
+    given = parser.parse_args()
+    raise SystemExit(bool(main(given.target, given.compared)))

@@ -66,8 +66,11 @@ def _cut(a: Array) -> Array:
     return np.where(over, np.nextafter(near, np.float16(0)), near)
 
 
+_SIXTEEN = np.array(16, np.uint32)
+
+
 def _pair(low: Array, high: Array) -> Array:
-    return low | high.astype(np.uint32) << 16
+    return low | high.astype(np.uint32) << _SIXTEEN
 
 
 _ALU: dict[str, Alu] = {

@@ -14,10 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from archkey.conformance.emulation.again import LAUNCHES, WORKGROUPS, Conditions, checked
+from archkey.conformance.emulation.classes import flops_of
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.group import Group
+from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.program import Code
-from archkey.conformance.emulation.wave import LANES, Group, Wave
+from archkey.conformance.emulation.spread import spread
+from archkey.conformance.emulation.wave import LANES, Wave
 
 __all__ = ["Resources", "execute"]
 
@@ -26,12 +31,12 @@ __all__ = ["Resources", "execute"]
 class Resources:
     """What a launch gives each workgroup.
 
-    kernarg    address of the arguments
+    arguments  the kernarg segment
     waves      64 lanes each
     lds_bytes  LDS that the launch asks for, with what the program itself fixes
     """
 
-    kernarg: int
+    arguments: Room
     waves: int
     lds_bytes: int
 
@@ -43,7 +48,6 @@ _SUPPORTED = {
     "float_denorm_mode_16_64": 3,
     "dx10_clamp": 1,
     "ieee_mode": 1,
-    "system_vgpr_workitem_id": 0,  # v0 alone
     "system_sgpr_workgroup_info": 0,
     "uses_dynamic_stack": 0,
 }
@@ -58,60 +62,105 @@ _USER_SGPRS = (
 """Registers before and with the kernarg pointer, in the order in which hardware fills them."""
 
 
-def execute(
-    code: Code,
-    grid: tuple[int, int, int],
-    memory: Memory,
-    resources: Resources,
-    seed: int = 0,
-) -> int:
-    """Run every workgroup; the number of wave-instructions. seed: of the order of waves"""
+class _Run:
+    """One launch: what every workgroup needs.
+
+    seed    of the order of waves
+    judged  whether outputs count, so that workgroups may run twice: see `again`
+    doubly  whether some do in any case
+    times   how often each instruction was executed
+    """
+
+    def __init__(
+        self, code: Code, memory: Memory, resources: Resources, seed: int, judged: bool
+    ) -> None:
+        self.code, self.memory, self.resources = code, memory, resources
+        self.seed, self.judged = seed, judged
+        self.doubly = judged and next(code.launches) % LAUNCHES == 0
+        names = (instruction.name for instruction in code.assembly.instructions)
+        self.atomics = any("_atomic_" in name for name in names)
+        self.counters, self.times = Counters(), [0] * len(code.steps)
+
+    def once(self, number: int, place: Place) -> None:
+        """Run the workgroup at `place`."""
+        order = f"{self.seed} {place}"
+        if self.judged:
+            self._checked(place, order, self.doubly and number % WORKGROUPS == 0)
+        else:
+            self._workgroup(place, Conditions(order))
+
+    def _workgroup(self, place: Place, conditions: Conditions) -> int | None:
+        """Where it first read LDS that nobody wrote."""
+        code, resources, order = self.code, self.resources, random.Random(conditions.order)
+        group = Group(
+            *(self.memory, resources.lds_bytes, resources.waves, self.counters),
+            *(resources.arguments, conditions.fill, conditions.lds),
+        )
+        waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
+        self.memory.label = lambda: waves[group.running].pc - 1
+        while True:
+            numbers = order.sample(range(len(waves)), len(waves))
+            for group.running in reversed(numbers) if conditions.reversed else numbers:
+                _run(code, waves[group.running], self.times)
+            if all(wave.state == "ended" for wave in waves):
+                return group.unwritten
+            _check_barrier(code, waves)
+            group.lds.barrier()
+            for wave in waves:
+                wave.state = "running"
+
+    def _checked(self, place: Place, order: str, always: bool) -> None:
+        """Run it, and perhaps under other conditions. Fault if it leaves other bytes."""
+        second = _Run(self.code, self.memory, self.resources, self.seed, False)
+        runs = itertools.chain([self], itertools.repeat(second))
+        found = checked(
+            self.memory,
+            lambda given: next(runs)._workgroup(place, given),
+            order,
+            atomics="atomics" in self.code.classes,
+            always=always,
+        )
+        if found:
+            instructions = self.code.assembly.instructions
+            read = "" if found.read is None else f", read by {instructions[found.read]}"
+            where = f"{instructions[found.label]} of {self.code.assembly.name}"
+            raise Fault(f"{found.bytes} bytes that {where} writes depend on {found.cause}{read}")
+
+    def counted(self) -> Counters:
+        """What was done since this was last asked."""
+        total = Counters(lds_loaded=0, lds_stored=0)
+        total.add(self.counters.take())
+        for number, times in enumerate(self.times):
+            if times:
+                self.times[number] = 0
+                total.instructions[self.code.classes[number]] += times
+                total.flops += flops_of(self.code.assembly.instructions[number].name) * times
+        return total
+
+
+def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed: int = 0) -> None:
+    """Run every workgroup, some of them twice: see `again`. seed: of the order of waves"""
     directives = code.assembly.directives
     for name, value in _SUPPORTED.items():
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
-    order, count = random.Random(seed), 0
-    with np.errstate(all="ignore"):
-        for z, y, x in itertools.product(*(range(n) for n in reversed(grid))):
-            count += _workgroup(code, (x, y, z), memory, resources, order)
-    return count
+    found = places(grid)
+    found.done(spread(_Run(code, memory, resources, seed, found.times == 1), found.chosen))
 
 
-def _workgroup(
-    code: Code,
-    place: tuple[int, int, int],
-    memory: Memory,
-    resources: Resources,
-    order: random.Random,
-) -> int:
-    directives = code.assembly.directives
-    group = Group(memory, resources.lds_bytes, directives["private_segment_fixed_size"])
-    waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
-    count = 0
-    while True:
-        for wave in order.sample(waves, len(waves)):
-            count += _run(code, wave)
-        states = {wave.state for wave in waves}
-        if states == {"ended"}:
-            return count
-        _check_barrier(code, waves)
-        for wave in waves:
-            wave.state = "running"
-
-
-def _wave(
-    code: Code, group: Group, place: tuple[int, int, int], number: int, resources: Resources
-) -> Wave:
+def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:
     """A wave as the hardware starts it."""
     directives = code.assembly.directives
     total, first = directives["next_free_vgpr"], directives["accum_offset"]
-    wave = Wave(group, min(total, first), max(total - first, 0))
+    scratch_bytes = directives["private_segment_fixed_size"]
+    wave = Wave(group, min(total, first), max(total - first, 0), scratch_bytes)
+    # Bits 10 to 29, where .amdhsa_system_vgpr_workitem_id asks for them, have y and z, which are 0.
     wave.u32[0][:] = number * LANES + np.arange(LANES)
     at = 0
     for name, size in _USER_SGPRS:
         if directives.get(f"user_sgpr_{name}"):
             if name == "kernarg_segment_ptr":
-                wave.set64(at, resources.kernarg)
+                wave.set64(at, resources.arguments.start)
             at += size
     # Arguments that could be preloaded need not be: the plain entry loads them itself.
     at = directives["user_sgpr_count"]
@@ -123,19 +172,18 @@ def _wave(
     return wave
 
 
-def _run(code: Code, wave: Wave) -> int:
-    """Run up to a barrier or the end; the number of instructions."""
-    steps, count = code.steps, 0
+def _run(code: Code, wave: Wave, times: list[int]) -> None:
+    """Run up to a barrier or the end; counts in `times`."""
+    steps = code.steps
     try:
         while wave.state == "running":
             pc = wave.pc
             wave.pc = pc + 1
+            times[pc] += 1
             steps[pc](wave)
-            count += 1
     except (Fault, UnknownInstruction) as error:
         where = code.assembly.instructions[wave.pc - 1]
         raise type(error)(f"{error}, at {where} of {code.assembly.name}") from error
-    return count
 
 
 def _check_barrier(code: Code, waves: Sequence[Wave]) -> None:

@@ -37,10 +37,11 @@ def _better(pick: Callable[[Array, Array], Array], zeros: Callable[[Array, Array
 
     def apply(a: Array, b: Array) -> Array:
         result = pick(a, b)
-        same = a == b
-        result = np.where(same, zeros(_bits(a), _bits(b)).view(a.dtype), result)
-        nan = np.isnan(a) | np.isnan(b)
-        if nan.any():
+        # The usual case is fast: no zeros, no NaN.
+        if np.count_nonzero(result) < result.size:
+            same = a == b
+            result = np.where(same, zeros(_bits(a), _bits(b)).view(a.dtype), result)
+        if np.count_nonzero(np.isnan(a + b)):
             quiet = _QUIET[a.dtype.str[1:]]
             for source in (b, a):
                 signalling = np.isnan(source) & (_bits(source) & quiet == 0)
@@ -53,6 +54,15 @@ def _better(pick: Callable[[Array, Array], Array], zeros: Callable[[Array, Array
 
 maximum = _better(np.fmax, np.bitwise_and)
 minimum = _better(np.fmin, np.bitwise_or)
+
+
+def _propagating(pick: Callable[..., Array], zeros: Callable[..., Array]) -> Any:
+    """A NaN wins, and -0 is less than +0."""
+
+    def apply(a: Array, b: Array) -> Array:
+        return np.where(a == b, zeros(_bits(a), _bits(b)).view(a.dtype), pick(a, b))
+
+    return apply
 
 
 def _median(a: Array, b: Array, c: Array) -> Array:
@@ -154,9 +164,9 @@ _ALU: dict[str, Alu] = {
     "v_ldexp_f32": Alu(_ldexp, ("f32", "i32")),
     "v_ldexp_f16": Alu(_ldexp, ("f16", "i16"), ("f16",)),
     "v_frexp_exp_i32_f32": Alu(_exponent, ("f32",), ("i32",)),
-    # Of gfx950; a NaN wins, as IEEE 754-2019 says of maximum and minimum.
-    "v_maximum3_f32": Alu(_of_three(np.maximum), _F32),
-    "v_minimum3_f32": Alu(_of_three(np.minimum), _F32),
+    # Of gfx950; as IEEE 754-2019 says of maximum and minimum.
+    "v_maximum3_f32": Alu(_of_three(_propagating(np.maximum, np.bitwise_and)), _F32),
+    "v_minimum3_f32": Alu(_of_three(_propagating(np.minimum, np.bitwise_or)), _F32),
 }
 
 _ORDER: dict[str, Callable[[Array, Array], Array]] = {

@@ -28,7 +28,7 @@ def _load(words: int) -> Builder:
 
         def step(w: Wave) -> None:
             at = address(w) + more(w) + fixed
-            w.s[first : first + words] = w.group.memory.scalar(at & ~3, words)
+            w.s[first : first + words] = w.group.scalar(at & ~3, words)
 
         return step
 

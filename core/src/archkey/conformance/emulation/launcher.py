@@ -44,9 +44,9 @@ def launcher(compiled: Compiled) -> Callable[..., None]:
         present = {name: given[name] for name in signature}
         kernarg = _kernarg(code.assembly, signature, present, grid, waves)
         # ctypes' buffer is kept alive by this frame, the tensors by the caller's.
-        start = ctypes.addressof(kernarg)
-        rooms = [Room.at("the arguments", start, len(kernarg)), *storages(present)]
-        execute(code, grid, Memory(rooms), Resources(start, waves, lds_bytes))
+        own = Room.at("the arguments", ctypes.addressof(kernarg), len(kernarg))
+        memory = Memory([own, *storages(present)])
+        execute(code, grid, memory, Resources(own, waves, lds_bytes))
 
     return launch
 

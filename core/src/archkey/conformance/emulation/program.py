@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from archkey.conformance.emulation import (
     atomics,
@@ -16,12 +17,14 @@ from archkey.conformance.emulation import (
     integers,
     lanes,
     lds,
+    lds_atomics,
     matrix,
     packed,
     scalar,
     vmem,
 )
 from archkey.conformance.emulation.builders import Builder, Step
+from archkey.conformance.emulation.classes import class_of
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.text import Assembly, Instruction, parse
 
@@ -31,17 +34,35 @@ TARGETS = tuple(convert.FP8)
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(scalar, flow, integers, floats, division, packed, convert, lanes, lds, vmem, atomics),
+    *(
+        scalar,
+        flow,
+        integers,
+        floats,
+        division,
+        packed,
+        convert,
+        lanes,
+        lds,
+        lds_atomics,
+        vmem,
+        atomics,
+    ),
     matrix,
 )
 
 
 @dataclass(frozen=True)
 class Code:
-    """steps[i] executes assembly.instructions[i]."""
+    """steps[i] executes assembly.instructions[i], which counts in classes[i].
+
+    launches  how often it was launched before
+    """
 
     assembly: Assembly
     steps: tuple[Step, ...]
+    classes: tuple[str, ...]
+    launches: Iterator[int] = field(default_factory=itertools.count)
 
 
 @functools.cache
@@ -60,8 +81,10 @@ def load(text: str) -> Code:
     """The text decoded. UnknownInstruction for what is not in the tables, or only in part."""
     assembly = parse(text)
     known = families(assembly.target)
+    # Before the builders take the modifiers.
+    classes = tuple(class_of(instruction) for instruction in assembly.instructions)
     steps = [_step(instruction, assembly, known) for instruction in assembly.instructions]
-    return Code(assembly, tuple(steps))
+    return Code(assembly, tuple(steps), classes)
 
 
 def _step(instruction: Instruction, assembly: Assembly, known: Mapping[str, Builder]) -> Step:

@@ -25,15 +25,19 @@ _POLICIES = ("sc0", "sc1", "nt")
 
 
 def global_address(instruction: Instruction, lane: Operand, base: Operand) -> Read:
-    """Addresses of a global access: 64 bits a lane, or a scalar base and 32 bits a lane."""
+    """Addresses of working lanes: 64 bits a lane, or a scalar base and 32 bits a lane."""
     for policy in _POLICIES:
         instruction.flag(policy)
-    offset = np.uint64(instruction.number("offset") & 0xFFFFFFFFFFFFFFFF)
+    offset = np.array(instruction.number("offset") & 0xFFFFFFFFFFFFFFFF, np.uint64)
     if base.text == "off":
         whole = reader(lane, "u64")
-        return lambda w: whole(w) + offset
-    start, index = reader(base, "u64"), reader(lane, "u32")
-    return lambda w: start(w) + index(w) + offset
+        return lambda w: _working(w, whole(w) + offset)
+    start, index = scalar(base, True), reader(lane, "u32")
+    return lambda w: _working(w, index(w) + (np.array(start(w), np.uint64) + offset))
+
+
+def _working(w: Wave, lanes: Array) -> Array:
+    return lanes if w.full else lanes[w.mask]
 
 
 def _global_load(shape: Shape) -> Builder:
@@ -43,8 +47,8 @@ def _global_load(shape: Shape) -> Builder:
 
         def step(w: Wave) -> None:
             if w.exec:
-                at = address(w)[w.mask]
-                scatter(w, row, shape, w.group.memory.load(at, shape.size, shape.count))
+                at = address(w)
+                scatter(w, row, shape, w.group.load(at, shape.size, shape.count))
 
         return step
 
@@ -58,7 +62,7 @@ def _global_store(shape: Shape) -> Builder:
 
         def step(w: Wave) -> None:
             if w.exec:
-                w.group.memory.store(address(w)[w.mask], gathered(w, row, shape))
+                w.group.store(address(w), gathered(w, row, shape))
 
         return step
 
@@ -81,16 +85,16 @@ class Buffer:
         low, high, records, _ = w.s[self._resource : self._resource + 4]
         if high >> 16:
             raise UnknownInstruction("a buffer with a stride or a swizzle is not defined here")
-        offset = self._lane(w)[w.mask].astype(np.int64) + (self._more(w) + self.fixed)
+        offset = _working(w, self._lane(w)).astype(np.int64) + (self._more(w) + self.fixed)
         ends = offset + self._shape.size * np.arange(1, self._shape.count + 1)[:, None]
         valid: Array = ends <= records
         start = np.uint64(low | (high & 0xFFFF) << 32)
         return start + offset.astype(np.uint64), valid, np.asarray(valid.all(0))
 
-    def load(self, w: Wave) -> Array:
+    def load(self, w: Wave, into_lds: bool = False) -> Array:
         """What the working lanes load: [count, lanes]. Elements out of range are 0."""
         at, valid, whole = self.inside(w)
-        load, shape = w.group.memory.load, self._shape
+        load, shape = w.group.copy if into_lds else w.group.load, self._shape
         if whole.all():
             return load(at, shape.size, shape.count)
         values = np.zeros(valid.shape, f"u{shape.size}")
@@ -109,7 +113,7 @@ def _buffer_load(shape: Shape) -> Builder:
     def build(instruction: Instruction, labels: Labels) -> Step:
         if instruction.flag("lds"):
             access = Buffer(instruction, instruction.operands, shape)
-            return _into_lds(access.load, shape, access.fixed)
+            return _into_lds(lambda w: access.load(w, True), shape, access.fixed)
         to, *rest = instruction.operands
         row, access = operand(to).index, Buffer(instruction, tuple(rest), shape)
 
@@ -130,8 +134,7 @@ def _into_lds(load: Callable[[Wave], Array], shape: Shape, offset: int) -> Step:
 
     def step(w: Wave) -> None:
         if w.exec:
-            at = w.group.check_lds(place[w.mask] + (w.s[M0] + offset), shape.span)
-            w.group.lds.put(at, load(w))
+            w.group.write_lds(place[w.mask] + (w.s[M0] + offset), load(w))
 
     return step
 
@@ -144,7 +147,7 @@ def _global_into_lds(shape: Shape) -> Builder:
         address = global_address(instruction, lane, base)
 
         def load(w: Wave) -> Array:
-            return w.group.memory.load(address(w)[w.mask], 4, shape.count)
+            return w.group.copy(address(w), 4, shape.count)
 
         return _into_lds(load, shape, offset)
 
@@ -162,7 +165,7 @@ def _buffer_store(shape: Shape) -> Builder:
             if not w.exec:
                 return
             at, valid, whole = access.inside(w)
-            values, store = gathered(w, row, shape), w.group.memory.store
+            values, store = gathered(w, row, shape), w.group.store
             if whole.all():
                 store(at, values)
                 return
@@ -188,7 +191,7 @@ def _private(instruction: Instruction, lane: Operand, base: Operand) -> Callable
 def _cells(w: Wave, offsets: Array, shape: Shape) -> tuple[Array, Array]:
     """Indices of the bytes that the working lanes access: lanes and offsets."""
     at = offsets[w.mask]
-    size = w.group.scratch_bytes
+    size = w.scratch.shape[1]
     if int(at.min()) < 0 or int(at.max()) + shape.span > size:
         raise Fault(f"access outside of the {size} bytes of scratch that a lane has")
     return np.flatnonzero(w.mask)[:, None], at[:, None] + np.arange(shape.span)

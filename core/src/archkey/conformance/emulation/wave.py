@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of one wave of 64 lanes, and what its workgroup shares.
+"""The state of one wave of 64 lanes.
 
 Registers hold bit patterns. A vector register is a row of 64 lanes; AGPR n is row 256 + n, as in
 the unified register file of CDNA3. Scalars are Python integers, and so are lane masks in scalar
 registers; the execution mask is kept as an array of booleans too.
 
-What no one has written is poison: NaN in registers and in LDS.
+What no one has written holds what the workgroup is filled with.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from archkey.conformance.emulation.faults import Fault
-from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.group import Group
 
 __all__ = [
     *("AGPR", "ALL", "EXEC", "LANES", "M0", "VCC"),
-    *("Array", "Group", "Wave", "int_of", "mask_of"),
+    *("Array", "Wave", "int_of", "mask_of"),
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -33,48 +32,30 @@ ALL = (1 << LANES) - 1
 AGPR, VCC, M0, EXEC = 256, 106, 124, 126
 """First row of the AGPRs; scalar registers by LLVM's numbers (exec is kept apart)."""
 
-_POISON = 0x7FFBADBA  # a quiet NaN as float32, NaN as either half of it
-
-
-class Group:
-    """What the waves of one workgroup share: LDS and the device's memory.
-
-    scratch_bytes  private memory of a lane
-    """
-
-    def __init__(self, memory: Memory, lds_bytes: int, scratch_bytes: int) -> None:
-        self.memory = memory
-        self.lds = Room("LDS", np.full(lds_bytes, 0xFF, np.uint8), 0, 0)
-        self.scratch_bytes = scratch_bytes
-
-    def check_lds(self, at: Array, span: int) -> Array:
-        """`at`, byte addresses of accesses of `span` bytes. Fault past the end of the LDS."""
-        last = int(at.max()) + span
-        if last > self.lds.end:
-            raise Fault(f"access to byte {last - 1} of an LDS of {self.lds.end} bytes")
-        return at
-
 
 class Wave:
     """64 lanes in lock step.
 
     s, scc          scalar registers as unsigned integers; the condition code
     u32, i32, f32   rows of the same vector registers as unsigned, signed and float numbers
+    registers       of them all, [rows, lanes] as unsigned numbers; floats: as float32
     exec, mask      lanes that work, as an integer and as booleans; full: all of them
     saturate        MODE.FP16_OVFL: conversions to FP8 clamp instead of overflowing
+    scratch         private bytes of each lane
     pc, state       index of the next instruction; "running", "barrier" or "ended"
     """
 
-    def __init__(self, group: Group, vgprs: int, agprs: int) -> None:
+    def __init__(self, group: Group, vgprs: int, agprs: int, scratch_bytes: int) -> None:
         self.group = group
-        self.s = [_POISON] * 128
+        self.s = [group.fill] * 128
         self.scc = 0
         rows = AGPR + agprs if agprs else vgprs
-        self.registers: Array = np.full((rows, LANES), _POISON, np.uint32)
+        self.registers: Array = np.full((rows, LANES), group.fill, np.uint32)
         self.u32 = list(self.registers)
         self.i32 = list(self.registers.view(np.int32))
-        self.f32 = list(self.registers.view(np.float32))
-        self.scratch: Array = np.full((LANES, group.scratch_bytes), 0xFF, np.uint8)
+        self.floats: Array = self.registers.view(np.float32)
+        self.f32 = list(self.floats)
+        self.scratch: Array = np.full((LANES, scratch_bytes), group.fill >> 8 & 0xFF, np.uint8)
         self.saturate = False
         self.pc = 0
         self.state = "running"

@@ -135,6 +135,10 @@ _STATES: Rows = (
         for dims in ((128, 128), (64, 128))
         for state, final in (("fp32", "new"), ("bf16", "bf16"))
     ),
+    *(
+        ("first and last state of two dtypes", _TWO | {"state": state, "final": final})
+        for state, final in (("bf16", "new"), ("fp32", "bf16"))
+    ),
     ("state without a last one", _TWO | {"final": ""}),
     ("last state without a first one", _TWO | {"state": "", "final": "bf16"}),
     *(

@@ -24,7 +24,7 @@ is one generated Python function. The way of a launch, module by module:
     fragments      matrices in registers
     elements       bytes of matrices as numbers
     tensor_memory  columns, lanes, allocations
-    counters       what ran: instructions by class, bytes, operations of matrix units
+    counters       classes of instructions, for what is counted
 
 What is not known stops the launch with its name. It is no hardware: see `core/docs/levels.md`.
 """

@@ -38,7 +38,7 @@ class Copies:
     def __init__(self, workgroup: Any) -> None:
         self.workgroup = workgroup
         self.open: list[_Copy] = []
-        self.committed = np.zeros(workgroup.threads, np.int64)
+        self.committed = np.zeros(workgroup.total, np.int64)
 
     def add(self, G: Any, to: Array, source: Array, size: int, read: Array, mask: Any) -> None:
         """Of the group's threads under `mask`."""
@@ -50,7 +50,7 @@ class Copies:
         copy = _Copy(
             threads, to[chosen], source[chosen], size, read[chosen], np.full(len(chosen), -1)
         )
-        self.workgroup.shared.check(copy.to, size, size)
+        self.workgroup.shared.check(copy.to, size, size, self.workgroup.homes(G)[chosen])
         if (copy.read > size).any():
             raise Fault(f"cp.async of {size} bytes reads more")
         if (copy.source[copy.read > 0] & np.uint64(size - 1)).any():
@@ -84,7 +84,7 @@ class Copies:
         self._finish(lambda c: member[c.threads])
 
     def _member(self, G: Any) -> Array:
-        member = np.zeros(self.workgroup.threads, np.bool_)
+        member = np.zeros(self.workgroup.total, np.bool_)
         member[G.tid] = True
         return member
 

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a launch did: instructions by class, bytes, operations of the matrix units."""
+"""The class of each mnemonic of PTX, for counts of instructions."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from dataclasses import dataclass, field
 
-__all__ = ["Counters", "class_of"]
+__all__ = ["class_of"]
 
 _CLASSES = (
     ("matrix", r"(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)"),
@@ -30,34 +28,3 @@ _CLASSES = (
 def class_of(name: str) -> str:
     """The class of a mnemonic."""
     return next(found for found, pattern in _CLASSES if re.match(pattern, name))
-
-
-@dataclass
-class Counters:
-    """Of all workgroups that ran.
-
-    instructions  of warps, by class
-    loaded        bytes that threads read of global memory, each as often as it is read
-    stored        bytes that threads write to it
-    copied        bytes that cp.async and bulk copies read of it
-    flops         multiplications and additions of the matrix units
-    """
-
-    instructions: Counter[str] = field(default_factory=Counter)
-    loaded: int = 0
-    stored: int = 0
-    copied: int = 0
-    flops: int = 0
-
-    def add(self, other: Counters, times: float = 1) -> None:
-        """And what another has, so many times; whole numbers."""
-        for name, count in other.instructions.items():
-            self.instructions[name] += round(count * times)
-        self.loaded += round(other.loaded * times)
-        self.stored += round(other.stored * times)
-        self.copied += round(other.copied * times)
-        self.flops += round(other.flops * times)
-
-    def to_json(self) -> dict[str, object]:
-        """All counts; `instructions` by class, sorted."""
-        return {**vars(self), "instructions": dict(sorted(self.instructions.items()))}

@@ -7,13 +7,13 @@ and variables of the function while it runs; a view as another kind of number is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
-from archkey.conformance.emulation.ptx.flow import Block, results
+from archkey.conformance.emulation.ptx.flow import Block, registers_of, results
 from archkey.conformance.emulation.ptx.text import (
     Address,
     Immediate,
@@ -33,13 +33,13 @@ Builder: TypeAlias = "Callable[[Emitter, Instruction], None]"
 _UNSIGNED = {16: "u2", 32: "u4", 64: "u8", 1: "pred"}
 _BITS = {"pred": 1, **{f"{c}{n}": 8 * n for c in "uif" for n in (1, 2, 4, 8)}}
 SPECIAL = {
-    "%tid.x": "G.tid",
+    "%tid.x": "S.within(G)",
     "%laneid": "(G.tid & u4(31))",
-    "%warpid": "(G.tid >> u4(5))",
+    "%warpid": "(S.within(G) >> u4(5))",
     **{f"%tid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
     "%ntid.x": "full(G.n, u4(S.threads))",
     **{f"%ntid.{axis}": "full(G.n, u4(1))" for axis in "yz"},
-    **{f"%ctaid.{axis}": f"full(G.n, u4(S.place[{n}]))" for n, axis in enumerate("xyz")},
+    **{f"%ctaid.{axis}": f"S.at(G, {n})" for n, axis in enumerate("xyz")},
     **{f"%nctaid.{axis}": f"full(G.n, u4(S.grid[{n}]))" for n, axis in enumerate("xyz")},
     **{f"%cluster_ctaid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
     **dict.fromkeys(("%cluster_ctarank", "%cluster_ctaid.x"), "full(G.n, u4(S.rank))"),
@@ -101,7 +101,7 @@ class Emitter:
                 raise UnknownInstruction(f"special register {operand.name} as {kind}")
             return f"({SPECIAL[operand.name]}).view({kind})"
         if isinstance(operand, Symbol):
-            return f"full(G.n, {kind}(S.symbol({operand.name!r})))"
+            return f"S.symbol(G, {operand.name!r}, {kind})"
         raise UnknownInstruction(f"operand {operand} where a {kind} is expected")
 
     def vector(self, operand: Operand, kind: str) -> str:
@@ -171,16 +171,19 @@ class Emitter:
 
     def enter(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Fetch the registers that the block finds."""
-        self.line("R = S.registers; ix = G.ix")
+        self.line("R = S.registers")
+        found = []
         for name in names:
             kind = "pred" if registers[name] == "pred" else f"u{int(registers[name][1:]) // 8}"
-            variable = self._variable(name, kind)
-            self.line(f"{variable} = R[{self.indices[name]}][ix]")
-            self._views[name] = {kind: variable}
+            found.append(self._variable(name, kind))
+            self._views[name] = {kind: found[-1]}
+        if found:
+            indices = tuple(self.indices[name] for name in names)
+            self.line(f"{', '.join(found)}, = fetch(R, G, {self.constant(indices)})")
 
     def leave(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Put back the registers that others read."""
-        self._at = -1
+        self._at, self._moves, self._found_unwaited = -1, False, False
         self.unwaited.clear()
         pairs = []
         for name in names:
@@ -188,14 +191,9 @@ class Emitter:
                 bits = 1 if registers[name] == "pred" else int(registers[name][1:])
                 value = self._register(Register(name, registers[name]), _UNSIGNED[bits])
                 pairs.append((self.indices[name], value))
-        if not pairs:
-            return
-        self.line("if G.whole:")
-        for index, value in pairs:
-            self.line(f"  R[{index}] = {value}")
-        self.line("else:")
-        for index, value in pairs:
-            self.line(f"  put(R, {index}, {value}, ix)")
+        if pairs:
+            indices = self.constant(tuple(index for index, _ in pairs))
+            self.line(f"keep(R, G, {indices}, ({', '.join(value for _, value in pairs)},))")
 
     def _variable(self, name: str, kind: str) -> str:
         return f"r{self.indices[name]}{kind}"
@@ -245,11 +243,27 @@ def _scalar(value: int | float, kind: str) -> Any:
     return unsigned.view(dtype)[0]
 
 
-def put(registers: list[Any], index: int, value: Any, where: Any) -> None:
-    """Change a register in some threads; others may hold the old array."""
-    changed = registers[index].copy()
-    changed[where] = value
-    registers[index] = changed
+def _fetch(registers: list[Any], group: Any, indices: tuple[int, ...]) -> list[Any]:
+    """What registers hold in the threads of a group."""
+    if group.whole:
+        return [registers[index] for index in indices]
+    where = group.ix
+    return [registers[index][where] for index in indices]
+
+
+def _keep(
+    registers: list[Any], group: Any, indices: tuple[int, ...], values: tuple[Any, ...]
+) -> None:
+    """Change registers in the threads of a group; others may hold the old arrays."""
+    if group.whole:
+        for index, value in zip(indices, values, strict=True):
+            registers[index] = value
+        return
+    where = group.ix
+    for index, value in zip(indices, values, strict=True):
+        changed = registers[index].copy()
+        changed[where] = value
+        registers[index] = changed
 
 
 def _unwaited() -> None:
@@ -267,8 +281,21 @@ _BASE: dict[str, Any] = {
         for n in (1, 2, 4, 8)
         if c + str(n) != "f1"
     },
-    **{"np": np, "where": np.where, "full": _full, "put": put, "unwaited": _unwaited},
+    **{
+        "np": np,
+        "where": np.where,
+        "full": _full,
+        "unwaited": _unwaited,
+        "fetch": _fetch,
+        "keep": _keep,
+    },
 }
+
+
+def _mentioned(code: Sequence[Instruction]) -> set[str]:
+    """Registers of these instructions; others only pass through the block."""
+    found = {i.guard.name for i in code if i.guard is not None}
+    return found | {r.name for i in code for operand in i.operands for r in registers_of(operand)}
 
 
 def function(
@@ -288,7 +315,7 @@ def function(
     emitter = Emitter(module, indices)
     code = module.instructions[block.start : block.end]
     written = set().union(*(results(instruction) for instruction in code))
-    emitter.enter(sorted(block.before), module.registers)
+    emitter.enter(sorted(block.before & _mentioned(code)), module.registers)
     answer = "None"
     for at, instruction in enumerate(code, block.start):
         emitter.begin(at, instruction.guard, instruction.name in moves)

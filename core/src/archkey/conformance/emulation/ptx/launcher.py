@@ -4,30 +4,30 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
-
+from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.memory import Memory, Room
+from archkey.conformance.emulation.ptx.accumulators import HOPPER
 from archkey.conformance.emulation.ptx.cluster import Cluster
-from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.local import LOCAL
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.parameters import expanded, given
-from archkey.conformance.emulation.ptx.program import load
+from archkey.conformance.emulation.ptx.program import Code, load
 from archkey.conformance.emulation.ptx.schedule import run
 from archkey.conformance.emulation.ptx.shared import BASE
+from archkey.conformance.emulation.spread import spread
 from archkey.launch import Compiled
 
-__all__ = ["counting", "execute", "launcher", "ordered"]
+__all__ = ["execute", "launcher", "ordered"]
 
 _ORDER: ContextVar[Order | None] = ContextVar("order", default=None)
-_COUNTERS: ContextVar[tuple[Counters, int] | None] = ContextVar("counters", default=None)
 
 
 @contextmanager
@@ -38,21 +38,6 @@ def ordered(order: Order) -> Iterator[None]:
         yield
     finally:
         _ORDER.reset(token)
-
-
-@contextmanager
-def counting(sample: int = 0) -> Iterator[Counters]:
-    """Counts what the launches within it do.
-
-    sample  run only so many workgroups of a launch, evenly spaced, and multiply what they did: the
-            outputs are of no use then. 0: all
-    """
-    counters = Counters()
-    token = _COUNTERS.set((counters, sample))
-    try:
-        yield counters
-    finally:
-        _COUNTERS.reset(token)
 
 
 _UNWAITED = (3, 9)
@@ -124,7 +109,6 @@ def execute(
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
-    counters = Counters()
     size = code.module.cluster
     launch = Launch(
         *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE),
@@ -134,14 +118,57 @@ def execute(
         symbols=symbols,
         origin=found.origin,
         order=_ORDER.get() or Order(),
-        counters=counters,
+        counters=Counters(),
+        widths=HOPPER if code.module.target == "sm_90a" else {},
     )
-    with np.errstate(all="ignore"):
-        total, sample = _COUNTERS.get() or (Counters(), 0)
-        places = [*itertools.product(*(range(n) for n in reversed(grid)))]
-        chosen = places[:: -(-len(places) // sample)] if sample else places
-        for z, y, x in chosen:
-            cluster = Cluster(size, code.module.threads)
-            ranks = range(x * size, x * size + size)
-            run(code, [Workgroup(launch, (n, y, z), code.kinds, cluster) for n in ranks])
-    total.add(counters, len(places) / max(len(chosen), 1))
+    clusters = places(grid)
+    step = _side_by_side(text, launch)
+    together = [clusters.chosen[n : n + step] for n in range(0, len(clusters.chosen), step)]
+    clusters.done(spread(_Run(code, launch), together))
+
+
+_ATOMIC = re.compile(r"(?:atom|red)\.(?:\w+\.)*?global|cp\.reduce\.async")
+
+
+class _Run:
+    """One launch, piece by piece: see `spread.Work`. A piece is workgroups side by side, or one
+    cluster."""
+
+    def __init__(self, code: Code, launch: Launch) -> None:
+        self.code, self.launch, self.memory = code, launch, launch.memory
+        names = (instruction.name for instruction in code.module.instructions)
+        self.atomics = any(_ATOMIC.match(name) for name in names)
+
+    def once(self, number: int, piece: Sequence[Place]) -> None:
+        """Run the workgroups, or the cluster, at these places."""
+        (x, y, z), *others = piece
+        size = self.code.module.cluster
+        cluster = Cluster(size, self.code.module.threads)
+        ranks = range(x * size, x * size + size)
+        groups = [
+            Workgroup(self.launch, (n, y, z), self.code.kinds, cluster, others) for n in ranks
+        ]
+        run(self.code, groups)
+
+    def counted(self) -> Counters:
+        """What was done since this was last asked."""
+        return self.launch.counters.take()
+
+
+LANES = 4096
+"""Threads that are one vector, at most: more of them do not fit into a cache."""
+
+_ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|mapa\.")
+
+
+@functools.lru_cache(64)
+def _is_alone(text: str) -> bool:
+    """Whether it uses what a workgroup has one of."""
+    return _ALONE.search(text) is not None
+
+
+def _side_by_side(text: str, launch: Launch) -> int:
+    """How many workgroups run together; the number of a warp has 8 bits in `Shared`."""
+    if launch.order.warps or launch.threads % 32 or _is_alone(text):
+        return 1
+    return max(min(LANES, 32 * 200) // launch.threads, 1)

@@ -4,20 +4,21 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
+from archkey.conformance.emulation.ptx.accumulators import Width
 from archkey.conformance.emulation.ptx.asynchronous import Copies
 from archkey.conformance.emulation.ptx.cluster import Cluster
-from archkey.conformance.emulation.ptx.counters import Counters
 from archkey.conformance.emulation.ptx.local import Local
 from archkey.conformance.emulation.ptx.mbarriers import Mbarriers
-from archkey.conformance.emulation.ptx.shared import RANK, Shared
+from archkey.conformance.emulation.ptx.shared import BASE, RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
 from archkey.conformance.emulation.ptx.tma import Bulk
@@ -55,6 +56,7 @@ class Launch(NamedTuple):
     local_bytes of each thread
     symbols     variables -> address
     origin      generic address of parameter space
+    widths      how matrix units add, by the format of the operands; exactly where it is not said
     """
 
     grid: tuple[int, int, int]
@@ -67,30 +69,43 @@ class Launch(NamedTuple):
     origin: int
     order: Order
     counters: Counters
+    widths: Mapping[str, Width]
 
 
 class Workgroup:
-    """One workgroup (CTA) while it runs."""
+    """One workgroup (CTA) while it runs, or several that run side by side.
+
+    place    of the first; places: of each
+    threads  of each; total: of all. Threads are numbered through, and so are shared addresses: each
+             workgroup has `shared.room` bytes of them
+    """
 
     def __init__(
-        self, launch: Launch, place: tuple[int, int, int], kinds: list[str], cluster: Cluster
+        self,
+        launch: Launch,
+        place: tuple[int, int, int],
+        kinds: list[str],
+        cluster: Cluster,
+        others: Sequence[tuple[int, int, int]] = (),
     ) -> None:
         self.cluster, self.rank = cluster, cluster.add(self)
         self.ended = False
         # Of each thread the phase of the cluster's barrier that it has arrived at; -1: none.
         self.cluster_phase = np.full(launch.threads, -1)
         self.place, self.grid, self.threads = place, launch.grid, launch.threads
+        self.places = np.array([place, *others], np.uint32)
+        self.total = self.threads * len(self.places)
         self.memory, self.parameters, self.symbols = (
             launch.memory,
             launch.parameters,
             launch.symbols,
         )
         self.origin = launch.origin
-        self.order, self.counters = launch.order, launch.counters
-        poison = {kind: np.full(self.threads, value) for kind, value in _POISON.items()}
+        self.order, self.counters, self.widths = launch.order, launch.counters, launch.widths
+        poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
-        self.shared = Shared(launch.shared_bytes, self.rank)
-        self.local = Local(self.threads, launch.local_bytes)
+        self.shared = Shared(launch.shared_bytes, self.rank, len(self.places))
+        self.local = Local(self.total, launch.local_bytes)
         self.copies, self.bulk = Copies(self), Bulk(self)
         # Tensor maps that were written while it ran -> whether a fence has told TMA since.
         self.tensor_maps: dict[int, bool] = {}
@@ -103,10 +118,35 @@ class Workgroup:
         self.work: list[tuple[Callable[[], None], str]] = []
         self.unordered: list[tuple[Callable[[], None], str]] = []
 
-    def symbol(self, name: str) -> int:
-        """A variable's address."""
+    def symbol(self, G: Group, name: str, kind: Any) -> Array:
+        """A variable's address, for each thread of a group."""
         address = self.symbols[name]
-        return address | self.rank << RANK if address < 1 << RANK else address
+        address |= self.rank << RANK if address < 1 << RANK else 0
+        found = np.full(G.n, kind(address))
+        if len(self.places) > 1 and found[0] < BASE + self.shared.room:  # no pointer is so small
+            found += self.homes(G).astype(kind)
+        return found
+
+    def homes(self, G: Group) -> Array:
+        """Where the shared memory of each thread's workgroup begins, int64."""
+        if G.homes is None or G.homes[0] != self.shared.room:
+            homes = (G.tid // np.uint32(self.threads)).astype(np.int64) * self.shared.room
+            G.homes = (self.shared.room, homes)
+        return G.homes[1]
+
+    def census(self, G: Group) -> Array:
+        """How many threads of a group are of each workgroup."""
+        if G.census is None:
+            G.census = np.bincount(G.tid // np.uint32(self.threads), minlength=len(self.places))
+        return G.census
+
+    def within(self, G: Group) -> Array:
+        """Each thread's number in its workgroup."""
+        return G.tid if len(self.places) == 1 else G.tid % np.uint32(self.threads)
+
+    def at(self, G: Group, axis: int) -> Array:
+        """Where in the grid each thread's workgroup is."""
+        return self.places[G.tid // np.uint32(self.threads), axis]
 
     def check_alive(self, other: Workgroup) -> None:
         """Fault for another workgroup that looks into the memory of one that is no more."""
@@ -128,7 +168,7 @@ class Workgroup:
 
     def check_done(self) -> None:
         """Fault at the end for what is left over."""
-        for first in range(0, self.threads // 32, 4):
+        for first in range(0, self.total // 32, 4):
             asked = [self.setmaxnreg.get(warp, []) for warp in range(first, first + 4)]
             if any(one != asked[0] for one in asked):
                 raise Fault(f"warps {first} to {first + 3} end after setmaxnreg to {asked}")
@@ -183,6 +223,9 @@ class Group:
         self.spread = self.warps or len(np.unique(tid >> np.uint32(5)))
         self._total = total
         self._parts: dict[bytes, Group] = {}
+        # What a Workgroup has found out about it.
+        self.homes: tuple[int, Array] | None = None
+        self.census: Array | None = None
 
     def part(self, mask: Array) -> Group:
         """Those of its threads that are chosen."""

@@ -180,7 +180,8 @@ def _wait(S: Any, G: Any, at: Array, parity: Array, mask: Any) -> Any:
     pairs[0] = S.shared.local(pairs[0])
     if (pairs == pairs[:, :1]).all():
         return True if S.mbarriers.over(*map(int, pairs[:, 0])) else None
-    over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in pairs.T])
+    each, which = np.unique(pairs, axis=1, return_inverse=True)
+    over = np.array([S.mbarriers.over(int(a), int(p)) for a, p in each.T])[which.reshape(-1)]
     return True if over.all() else over if over.any() else None
 
 

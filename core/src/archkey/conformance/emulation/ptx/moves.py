@@ -59,23 +59,24 @@ def _store_global(S: Any, at: Array, values: list[Array], mask: Any) -> None:
     S.memory.store(at, data)
 
 
-def _load_shared(S: Any, at: Array, size: int, count: int, mask: Any) -> Array:
+def _load_shared(S: Any, G: Any, at: Array, size: int, count: int, mask: Any) -> Array:
+    homes = S.homes(G)
     if mask is None or mask.all():
-        return S.shared.load(at, size, count)
+        return S.shared.load(at, size, count, homes)
     result = np.zeros((count, len(at)), f"u{size}")
     if mask.any():
-        result[:, mask] = S.shared.load(at[mask], size, count)
+        result[:, mask] = S.shared.load(at[mask], size, count, homes[mask])
     return result
 
 
 def _store_shared(S: Any, G: Any, at: Array, values: list[Array], mask: Any) -> None:
     data = np.stack(values) if len(values) > 1 else values[0][None]
-    warps = G.tid.astype(np.int64) >> 5
+    warps, homes = G.tid.astype(np.int64) >> 5, S.homes(G)
     if mask is not None and not mask.all():
         if not mask.any():
             return
-        at, data, warps = at[mask], data[:, mask], warps[mask]
-    S.shared.store(at, data, warps)
+        at, data, warps, homes = at[mask], data[:, mask], warps[mask], homes[mask]
+    S.shared.store(at, data, warps, homes)
 
 
 def _added(kind: str) -> Callable[[Any, Any], Any]:
@@ -114,7 +115,7 @@ def _atomic(
     for n in chosen:
         one = at[n : n + 1]
         if space == "shared":
-            before = S.shared.load(one, size)[0].view(kind)[0]
+            before = S.shared.load(one, size, 1, S.homes(G)[n : n + 1])[0].view(kind)[0]
         else:
             _aligned(one, size)
             before = S.memory.load(one, size, 1)[0].view(kind)[0]
@@ -152,7 +153,8 @@ def _load(space: str, kind: str, count: int) -> Builder:
             raise UnknownInstruction(f"{len(targets)} results, {count} are expected")
         at = emitter.address(source, space == "global")
         size = int(kind[1])
-        call = f"load_{space}(S, {at}, {size}, {count}, {emitter.mask})"
+        who = "S, " if space == "global" else "S, G, "
+        call = f"load_{space}({who}{at}, {size}, {count}, {emitter.mask})"
         view = "" if kind[0] == "u" else f".view({kind})"
         emitter.results(targets, kind, call + view)
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import UnknownInstruction
 from archkey.conformance.emulation.ptx import (
     alu,
@@ -30,7 +31,7 @@ from archkey.conformance.emulation.ptx import (
     tensor_maps,
     tma,
 )
-from archkey.conformance.emulation.ptx.counters import Counters, class_of
+from archkey.conformance.emulation.ptx.counters import class_of
 from archkey.conformance.emulation.ptx.flow import blocks
 from archkey.conformance.emulation.ptx.generate import Builder, Function, function
 from archkey.conformance.emulation.ptx.machine import Group, Workgroup

@@ -33,7 +33,7 @@ class _Run:
 
     def __init__(self, code: Code, workgroup: Workgroup) -> None:
         self.code, self.workgroup = code, workgroup
-        self.total = workgroup.threads
+        self.total = workgroup.total
         everybody = np.arange(self.total, dtype=np.uint32)
         warps = [everybody[n : n + 32] for n in range(0, self.total, 32)]
         parts = warps if workgroup.order.warps else [everybody]
@@ -148,14 +148,22 @@ class _Run:
             )
         waiting.append((strand, at, group, count))
         self.workgroup.shared.publish(group.tid >> np.uint32(5))
-        arrived = sum(one[2].n for one in waiting)
-        needed = count or self.total
-        if arrived > needed:
-            raise Fault(f"{arrived} threads at barrier {number} for {needed}")
-        if arrived == needed:
-            del self.barriers[number]
-            for one, place, threads, _ in waiting:
+        needed = count or self.workgroup.threads
+        arrived = np.sum([self.workgroup.census(one[2]) for one in waiting], axis=0)
+        if (arrived > needed).any():
+            raise Fault(f"{arrived.max()} threads at barrier {number} for {needed}")
+        go = arrived == needed
+        if not go.any():
+            return
+        del self.barriers[number]
+        for one, place, threads, _ in waiting:
+            mine = go[threads.tid // np.uint32(self.workgroup.threads)]
+            if mine.all():
                 self._arrive(one, place, threads)
+                continue
+            self.barriers.setdefault(number, []).append((one, place, threads.part(~mine), count))
+            if mine.any():
+                self._arrive(one, place, threads.part(mine))
 
     def _wake(self) -> None:
         """Those who wait for an mbarrier look again."""
@@ -175,7 +183,7 @@ class _Run:
         for number, waiting in self.barriers.items():
             for _, at, group, count in waiting:
                 place = code[self.code.blocks[at - 1].end - 1]
-                needed = count or self.total
+                needed = count or self.workgroup.threads
                 parts.append(f"{group.n} of {needed} threads at barrier {number}, at {place}")
         for (at, _), gathered in self.gathered.items():
             place = code[self.code.blocks[at].start]
@@ -215,7 +223,8 @@ def run(code: Code, workgroups: Sequence[Workgroup]) -> None:
     except (Fault, UnknownInstruction) as error:
         where = code.place(traceback.extract_tb(error.__traceback__))
         place = f", at {where}" if where else ""
-        said = f"{error}{place} of {code.module.name}, workgroup {state.workgroup.place}"
+        who = ", ".join(str(tuple(map(int, one))) for one in state.workgroup.places)
+        said = f"{error}{place} of {code.module.name}, workgroup {who}"
         raise type(error)(said) from error
     for state in states:
         code.count(state.counts, state.workgroup.counters)

@@ -13,6 +13,7 @@ import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
 from archkey.conformance.emulation.ptx import descriptors, fragments
+from archkey.conformance.emulation.ptx.accumulators import added
 from archkey.conformance.emulation.ptx.collectives import warps
 from archkey.conformance.emulation.ptx.elements import ELEMENTS, values
 from archkey.conformance.emulation.ptx.generate import Builder, Emitter
@@ -30,7 +31,7 @@ def _mma(
     count = warps(G)
     x, y = fragments.left(a, kinds[0]), fragments.right(b, kinds[1])
     S.counters.flops += 2 * 16 * 8 * y.shape[1] * count
-    total = x @ y + fragments.whole(fragments.apart(c, kinds[2]), 16)
+    total = _sum(S, kinds, x, y, fragments.whole(fragments.apart(c, kinds[2]), 16))
     return fragments.packed(fragments.spread(_rounded(total, kinds[2])))
 
 
@@ -44,6 +45,12 @@ def _mma_eight(
     return found[:2]
 
 
+def _sum(S: Any, kinds: tuple[str, str, str], x: Array, y: Array, c: Array) -> Array:
+    """x times y plus c, float64: as the card adds them where that is known, else exactly."""
+    width = S.widths.get(kinds[0]) if kinds[2] == "f4" else None
+    return x @ y + c if width is None else added(x, y, c.astype(np.float64), width)
+
+
 def _rounded(total: Array, kind: str) -> Array:
     if kind == "i4":
         # Sums of less than 2^24 products of bytes; .satfinite makes no difference to them.
@@ -55,7 +62,8 @@ def _rounded(total: Array, kind: str) -> Array:
 
 def _load_matrix(S: Any, G: Any, at: Array, count: int, turned: bool) -> Array:
     rows = at.reshape(warps(G), 32)[:, : 8 * count].reshape(-1).astype(np.uint32)
-    words = S.shared.load(rows, 4, 4).T.reshape(-1, count, 8, 4)  # [warp, tile, row, word]
+    homes = S.homes(G).reshape(-1, 32)[:, : 8 * count].reshape(-1)
+    words = S.shared.load(rows, 4, 4, homes).T.reshape(-1, count, 8, 4)  # [warp, tile, row, word]
     if turned:
         halves = np.ascontiguousarray(words).view(np.uint16).transpose(0, 1, 3, 2)
         words = np.ascontiguousarray(halves).view(np.uint32)
@@ -71,7 +79,7 @@ def _store_matrix(S: Any, G: Any, at: Array, registers: list[Array], turned: boo
         words = np.ascontiguousarray(halves).view(np.uint32)
     data = np.ascontiguousarray(words.reshape(-1, 4).T)
     who = np.repeat(G.tid.reshape(-1, 32)[:, 0].astype(np.int64) >> 5, 8 * count)
-    S.shared.store(rows, data, who)
+    S.shared.store(rows, data, who, np.repeat(S.homes(G)[::32], 8 * count))
 
 
 def _wgmma(
@@ -84,7 +92,8 @@ def _wgmma(
     groups = G.n // _GROUP
     columns = 256 // ELEMENTS[kinds[1]].bits
     before = fragments.apart(c, kinds[2])
-    total = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
+    kept = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
+    sums = fragments.whole(kept, 64)
     if isinstance(a, list):
         registers = fragments.left(a, kinds[0]).reshape(groups, 64, columns)
     parts = []
@@ -95,10 +104,9 @@ def _wgmma(
         else:
             left = _matrix(S, first, a[group * _GROUP :], 64, columns, kinds[0], turned[0])
         right = _matrix(S, first, b[group * _GROUP :], n, columns, kinds[1], turned[1])
-        parts.append((left * signs[0]) @ (right.T * signs[1]))
+        parts.append(_sum(S, kinds, left * signs[0], right.T * signs[1], sums[group]))
     S.counters.flops += 2 * 64 * n * columns * groups
-    total += fragments.spread(np.stack(parts))
-    return fragments.packed(_rounded(total, kinds[2]))
+    return fragments.packed(_rounded(fragments.spread(np.stack(parts)), kinds[2]))
 
 
 def _matrix(
@@ -108,8 +116,12 @@ def _matrix(
     if (descriptor[:_GROUP] != descriptor[0]).any():
         raise Fault("the threads of a warp group give wgmma different descriptors")
     layout = descriptors.hopper(int(descriptor[0]))
+    # A descriptor has no room for more than a workgroup's own address.
+    layout = layout._replace(start=layout.start % S.shared.room)
     at = descriptors.addresses(layout, rows, columns, ELEMENTS[kind].bits, turned)
-    data = S.shared.chunks(at)
+    home = group * _GROUP // S.threads * S.shared.room
+    at = at + home
+    data = S.shared.chunks(at, home=home)
     S.watch.add(group, at, data)
     numbers = values(data.reshape(len(at), -1), kind)
     return numbers.T if turned else numbers
