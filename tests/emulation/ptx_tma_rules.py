@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from archkey.conformance.emulation.ptx import boxes, program, tensor_maps
-from archkey.conformance.emulation.ptx.asynchronous import Mbarriers
+from archkey.conformance.emulation.ptx.mbarriers import Mbarriers
 
 __all__ = ["ROWS_OF_FOUR", "WRONG"]
 

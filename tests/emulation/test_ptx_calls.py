@@ -102,7 +102,8 @@ def test_planted(lines: list[str], told: str) -> None:
 
 
 _STRINGS = """
-.extern .func __assertfail(.param .b64 a, .param .b64 b, .param .b32 c, .param .b64 d, .param .b64 e);
+.extern .func __assertfail
+(.param .b64 a, .param .b64 b, .param .b32 c, .param .b64 d, .param .b64 e);
 .extern .func (.param .b32 r) vprintf(.param .b64 a, .param .b64 b);
 .global .align 1 .b8 said[8] = {116, 111, 111, 32, 98, 105, 103};
 .global .align 1 .b8 form[14] = {37, 51, 117, 58, 32, 37, 46, 50, 102, 32, 37, 37, 10, 0};
@@ -114,9 +115,10 @@ def test_an_assertion_that_fails() -> None:
     lines = [
         *("setp.lt.s32 %p1, %r0, 100;", "@%p1 bra PAST;", "mov.b64 %rd20, said;", "{", *declared),
         *(f"st.param.b64 [param{n}], %rd20;" for n in (0, 1, 3, 4)),
-        *("st.param.b32 [param2], 19;", "call.uni __assertfail, (param0, param1, param2, param3, param4);"),
+        "st.param.b32 [param2], 19;",
+        "call.uni __assertfail, (param0, param1, param2, param3, param4);",
         *("}", "trap;", "PAST:"),
-    ]  # fmt: skip
+    ]
     told = "assertion 'too big' of too big:19 in thread 100, at line .*__assertfail"
     with pytest.raises(Fault, match=told):
         launch(lines, torch.zeros(128).int(), before=_STRINGS)

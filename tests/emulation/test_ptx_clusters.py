@@ -126,6 +126,26 @@ def test_a_box_for_both(order: object) -> None:
         launch(wrong, out, shared=8200, maps=[_map(x)], cluster=2)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_arrival_at_the_other_workgroup(order: object) -> None:
+    """Each waits for an arrival of the other; both at one: the other waits for ever."""
+    lines = [
+        *("mov.u32 %r10, %cluster_ctarank;", "xor.b32 %r11, %r10, 1;", *ROUND[:5], _ARRIVE, _WAIT),
+        "mapa.shared::cluster.u32 %r42, %r45, %r11;",
+        "@%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r42];",
+        *("{", ".reg .pred complete;", "AGAIN:"),
+        "mbarrier.test_wait.parity.acquire.cluster.shared::cta.b64 complete, [%r45], 0;",
+        *("@!complete nanosleep.u32 20;", "@!complete bra.uni AGAIN;", "}", "mov.b32 %r50, %r10;"),
+        *(*_OUT, _ARRIVE, _WAIT),
+    ]
+    out = torch.full((256,), -1, dtype=torch.int32)
+    launch(lines, out, shared=8200, order=order, cluster=2)  # type: ignore[arg-type]
+    assert out.tolist() == [0] * 128 + [1] * 128
+    wrong = [line.replace("%r45, %r11", "%r45, 0") for line in lines]
+    with pytest.raises(Fault, match="deadlock: 128 threads wait for 1 of 1 arrivals"):
+        launch(wrong, out, shared=8200, cluster=2)
+
+
 def test_what_is_not_known_of_clusters() -> None:
     for line in (
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r1], %r0, [%r1];",

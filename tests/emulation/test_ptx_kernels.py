@@ -31,7 +31,7 @@ QUICK = (
 def _run(module: str, *arguments: str) -> list[dict[str, Any]]:
     """In a process of its own, since it compiles: see tests/conftest.py."""
     command = (sys.executable, "-m", f"tests.emulation.{module}", *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -4,18 +4,22 @@
 All threads of a workgroup (CTA) that stand at one place are one numpy vector, and each basic block
 is one generated Python function. The way of a launch, module by module:
 
-    launcher       arguments into parameters, tensors into allocations, workgroups one by one
+    launcher       tensors into allocations, workgroups one by one; parameters: arguments into them
     text           instructions with operands, labels, registers
     parser         PTX into these; functions: bodies of what it calls, in their places
     flow           basic blocks, and which registers outlive them
     program        the tables of the families together; functions of blocks, made when first run
     generate       a basic block into Python, through those tables:
-                   alu (with arithmetic), convert, moves, collectives, control, asynchronous,
-                   tensor_cores, tcgen05
+                   alu (with arithmetic and rounding), convert, moves, local, collectives, control,
+                   calls, asynchronous, mbarriers, tma, tensor_maps, cluster, tensor_cores,
+                   tcgen05, tcgen05_copies, tcgen05_moves
     machine        what a workgroup has: registers, shared memory, mbarriers, tensor memory
     schedule       groups of threads, divergence, barriers, deadlocks, the order of everything
     shared         shared memory, with what is written and what the asynchronous proxy may see
-    asynchronous   cp.async, mbarriers, and work that ends late
+    local          memory of each thread
+    asynchronous   cp.async; mbarriers; work that ends late
+    boxes          what TMA cuts out of tensors; tensor_maps: what tells it of them
+    cluster        workgroups that run together
     descriptors    matrices in shared memory: swizzles, strides
     fragments      matrices in registers
     elements       bytes of matrices as numbers

@@ -81,14 +81,28 @@ TABLE: dict[str, Builder] = {
     },
     **dict.fromkeys(("brx.idx", "brx.idx.uni"), _branch_table),
     "bar.warp.sync": _warp_barrier,
-    **dict.fromkeys(("fence.proxy.async.shared::cta", "fence.proxy.async"), _proxy_fence),
     **dict.fromkeys(
-        ("membar.gl", "membar.cta", "fence.acq_rel.gpu", "fence.acq_rel.cta", "fence.sc.gpu"),
+        (
+            *("fence.proxy.async.shared::cta", "fence.proxy.async"),
+            *("fence.proxy.async.shared::cluster", "fence.proxy.async.global"),
+        ),
+        _proxy_fence,
+    ),
+    **dict.fromkeys(
+        (
+            *("membar.gl", "membar.cta", "membar.sys"),
+            *(
+                f"fence.{o}.{s}"
+                for o in ("acq_rel", "sc")
+                for s in ("cta", "cluster", "gpu", "sys")
+            ),
+        ),
         _nothing,
     ),
     **{f"setmaxnreg.{way}.sync.aligned.u32": _setmaxnreg for way in ("inc", "dec")},
     **dict.fromkeys(("griddepcontrol.wait", "griddepcontrol.launch_dependents"), _nothing),
     "fence.mbarrier_init.release.cluster": _nothing,
+    "nanosleep.u32": _nothing,
     # A prefetch of an address that is nobody's does nothing on the hardware either.
     **dict.fromkeys(("prefetch.global.L1", "prefetch.global.L2"), _nothing),
 }

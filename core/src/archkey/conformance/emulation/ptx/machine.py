@@ -14,9 +14,10 @@ from archkey.conformance.emulation.counters import Counters
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.accumulators import Width
-from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
+from archkey.conformance.emulation.ptx.asynchronous import Copies
 from archkey.conformance.emulation.ptx.cluster import Cluster
 from archkey.conformance.emulation.ptx.local import Local
+from archkey.conformance.emulation.ptx.mbarriers import Mbarriers
 from archkey.conformance.emulation.ptx.shared import BASE, RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory

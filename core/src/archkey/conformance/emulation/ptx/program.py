@@ -21,6 +21,7 @@ from archkey.conformance.emulation.ptx import (
     control,
     convert,
     local,
+    mbarriers,
     moves,
     rounding,
     tcgen05,
@@ -44,7 +45,7 @@ TARGETS = ("sm_90a", "sm_100a")
 
 _COMMON = (
     *(alu, rounding, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
-    *(tcgen05_moves, asynchronous, control, tensor_maps, tma, cluster),
+    *(tcgen05_moves, asynchronous, mbarriers, control, tensor_maps, tma, cluster),
     *(local, calls),
 )
 

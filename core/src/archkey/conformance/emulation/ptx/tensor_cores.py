@@ -35,6 +35,16 @@ def _mma(
     return fragments.packed(fragments.spread(_rounded(total, kinds[2])))
 
 
+def _mma_eight(
+    S: Any, G: Any, kinds: tuple[str, str, str], a: list[Array], b: list[Array], c: list[Array]
+) -> Array:
+    """Eight rows: the upper half of sixteen, of which the others are zeros."""
+    zero = np.zeros_like(a[0])
+    found = _mma(S, G, kinds, [*a, zero], b, [*c, zero, zero])
+    S.counters.flops -= 8 * 8 * 4 * 2 * warps(G)
+    return found[:2]
+
+
 def _sum(S: Any, kinds: tuple[str, str, str], x: Array, y: Array, c: Array) -> Array:
     """x times y plus c, float64: as the card adds them where that is known, else exactly."""
     width = S.widths.get(kinds[0]) if kinds[2] == "f4" else None
@@ -118,7 +128,13 @@ def _matrix(
 
 
 HELPERS: dict[str, Any] = {
-    **{"mma": _mma, "load_matrix": _load_matrix, "store_matrix": _store_matrix, "wgmma": _wgmma},
+    **{
+        "mma": _mma,
+        "mma_eight": _mma_eight,
+        "load_matrix": _load_matrix,
+        "store_matrix": _store_matrix,
+        "wgmma": _wgmma,
+    },
 }
 
 
@@ -183,12 +199,13 @@ def _mma_builder(kinds: tuple[str, str, str], counts: tuple[int, int]) -> Builde
     def build(emitter: Emitter, instruction: Instruction) -> None:
         d, a, b, c = instruction.operands
         sizes = tuple(len(_elements(operand)) for operand in (d, a, b, c))
-        many = 2 if kinds[2] == "f2" else 4
+        many = 2 if kinds[2] == "f2" or counts[0] == 1 else 4
         if sizes != (many, *counts, many):
             raise UnknownInstruction(f"{sizes} registers")
+        call = "mma_eight" if counts[0] == 1 else "mma"
         own = "u8" if kinds[2] == "f8" else "u4"
         given = ", ".join(_list(emitter, operand, own) for operand in (a, b, c))
-        emitter.results(_elements(d), _HELD[kinds[2]], f"mma(S, G, {kinds}, {given})")
+        emitter.results(_elements(d), _HELD[kinds[2]], f"{call}(S, G, {kinds}, {given})")
 
     return build
 
@@ -278,6 +295,9 @@ def _table() -> dict[str, Builder]:
         for n in range(8, 257, 8):
             name = f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.{total}.{kind}.{kind}"
             table[name] = _wgmma_builder(kinds, n)
+    table["mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64"] = _mma_builder(
+        ("f64", "f64", "f8"), (1, 1)
+    )
     for k, registers in ((4, (2, 1)), (8, (4, 2)), (16, (8, 4))):
         shape = f"m16n8k{k}.row.col.f64.f64.f64.f64"
         table[f"mma.sync.aligned.{shape}"] = _mma_builder(("f64", "f64", "f8"), registers)
