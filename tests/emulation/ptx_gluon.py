@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "0"  # before triton is imported
@@ -17,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.blackwell import (
     allocate_tensor_memory,
     get_tmem_reg_layout,
     tcgen05_commit,
+    tcgen05_copy,
     tcgen05_mma,
 )
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -110,8 +112,45 @@ def on_blackwell(a, b, c, K, M: gl.constexpr, N: gl.constexpr, STEP: gl.constexp
     _stored(total.load(registers), c, i, j, M, N)
 
 
+@gluon.jit
+def through_tensor_memory(x, y, SHAPE: gl.constexpr, N: gl.constexpr):
+    """In by rows of a lane, out in another shape."""
+    layout: gl.constexpr = TensorMemoryLayout([128, N], col_stride=1)
+    memory = allocate_tensor_memory(gl.float32, [128, N], layout)
+    lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
+    i = gl.arange(0, 128, gl.SliceLayout(1, lanes))
+    j = gl.arange(0, N, gl.SliceLayout(0, lanes))
+    memory.store(gl.load(x + i[:, None] * N + j[None, :]))
+    other: gl.constexpr = get_tmem_reg_layout(
+        gl.float32, (128, N), layout, gl.num_warps(), instr_variant=SHAPE
+    )
+    i = gl.arange(0, 128, gl.SliceLayout(1, other))
+    j = gl.arange(0, N, gl.SliceLayout(0, other))
+    gl.store(y + i[:, None] * N + j[None, :], memory.load(other))
+
+
+@gluon.jit
+def copy_into_tensor_memory(x, y, N: gl.constexpr):
+    tile = gl.allocate_shared_memory(x.dtype, [128, N], x.layout)
+    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for n in gl.static_range(2):
+        mbarrier.init(bars.index(n), count=1)
+    mbarrier.expect(bars.index(0), x.block_type.nbytes)
+    tma.async_copy_global_to_shared(x, [0, 0], bars.index(0), tile)
+    mbarrier.wait(bars.index(0), 0)
+    layout: gl.constexpr = TensorMemoryLayout([128, N], col_stride=1)
+    memory = allocate_tensor_memory(gl.float32, [128, N], layout)
+    tcgen05_copy(tile, memory)
+    tcgen05_commit(bars.index(1))
+    mbarrier.wait(bars.index(1), 0)
+    lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
+    i = gl.arange(0, 128, gl.SliceLayout(1, lanes))
+    j = gl.arange(0, N, gl.SliceLayout(0, lanes))
+    gl.store(y + i[:, None] * N + j[None, :], memory.load(lanes))
+
+
 def described(tensor: torch.Tensor, box: list[int]) -> Any:
-    kinds = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+    kinds = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16, torch.float32: gl.float32}
     layout = gl.NVMMASharedLayout.get_default_for(box, kinds[tensor.dtype])
     return TensorDescriptor.from_tensor(tensor, box, layout)
 
@@ -131,3 +170,24 @@ def multiplied(on: Machine) -> Found:
     given = [described(tensor, box) for tensor, box in boxes]
     on.launch(body, (-(-200 // m), 2, 1), *given, 296, M=m, N=64, STEP=64)
     return Found(c, a.double() @ b.double(), 4e-3)
+
+
+SHAPES = ("16x64b", "16x128b", "16x256b")
+"""Of tcgen05.ld; the others are what Triton takes by itself."""
+
+
+def through(shape: str) -> Callable[[Machine], Found]:
+    def run(on: Machine) -> Found:
+        x, y = torch.randn(128, 64), torch.zeros(128, 64)
+        made = on.launch(through_tensor_memory, 1, x, y, SHAPE=shape, N=64)
+        assert f"tcgen05.ld.sync.aligned.{shape}" in made.kernel.asm["ptx"]
+        return Found(y, x, 0.0)
+
+    return run
+
+
+def copied_into_tensor_memory(on: Machine) -> Found:
+    x, y = torch.randn(128, 32), torch.zeros(128, 32)
+    made = on.launch(copy_into_tensor_memory, 1, described(x, [128, 32]), y, N=32)
+    assert "tcgen05.cp.cta_group::1.128x256b" in made.kernel.asm["ptx"]
+    return Found(y, x, 0.0)

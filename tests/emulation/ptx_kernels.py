@@ -20,6 +20,8 @@ import torch
 import triton
 import triton.language as tl
 from tests.emulation import small_kernels as small
+from tests.emulation.ptx_function_kernels import FUNCTIONS
+from tests.emulation.ptx_product_kernels import PACKED, PRODUCTS
 from tests.emulation.ptx_programs import ORDERS, Found, Machine
 from tests.emulation.ptx_tma_kernels import GATHER, TMA
 
@@ -184,8 +186,8 @@ SCALED = {
 
 
 def kernels_of(target: str) -> dict[str, Callable[[Machine], Found]]:
-    more = {**SCALED, **GATHER} if target == "cuda_sm100" else {}
-    return {**KERNELS, **TMA, **more}
+    more = {**SCALED, **GATHER, **PACKED} if target == "cuda_sm100" else {}
+    return {**KERNELS, **TMA, **PRODUCTS, **FUNCTIONS, **more}
 
 
 def _orders(on: Machine, name: str) -> dict[str, Any]:

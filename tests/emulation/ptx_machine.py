@@ -39,11 +39,13 @@ def text(
     target: str = "sm_90a",
     maps: int = 0,
     cluster: int = 1,
+    before: str = "",
 ) -> str:
     """A kernel of `pointers` parameters, in %rd0 and on; %r0 is the thread, %rd9 four times it.
 
     maps     tensor maps as parameters after them, whose addresses are in %rd40 and on
     cluster  workgroups of one
+    before   the kernel: functions and variables
     """
     kinds = [".u64 body_param_{}"] * pointers + [".align 64 .b8 body_param_{}[128]"] * maps
     kinds += [".u64 body_param_{}"] * 2  # Triton's own two
@@ -55,6 +57,7 @@ def text(
         start += [f"mov.b64 %rd{40 + n}, body_param_{pointers + n};"]
         start += [f"cvta.param.u64 %rd{40 + n}, %rd{40 + n};"]
     start += ["mov.u32 %r0, %tid.x;", "mul.wide.u32 %rd9, %r0, 4;", "mov.b32 %r1, global_smem;"]
+    head = head.replace(".visible .entry", f"{before}.visible .entry")
     return head + "\n".join(f"    {line}" for line in [*start, *lines, "ret;"]) + "\n}\n"
 
 
@@ -67,11 +70,12 @@ def launch(
     order: Order | None = None,
     maps: Sequence[Described] = (),
     cluster: int = 1,
+    before: str = "",
 ) -> None:
     """Run the lines in one workgroup or cluster; the tensors are a, b, c, .., then come maps."""
     given = dict(zip(NAMES, (*tensors, *maps), strict=False))
     signature = {n: MAP if isinstance(v, Described) else "*i32" for n, v in given.items()}
-    source = text(lines, len(tensors), threads, target, len(maps), cluster)
+    source = text(lines, len(tensors), threads, target, len(maps), cluster, before)
     with ordered(order or Order()):
         execute(source, (1, 1, 1), signature, given, shared)
 

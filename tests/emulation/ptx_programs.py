@@ -17,6 +17,7 @@ from archkey.launch import Program, compile_for
 ORDERS = (Order(), Order(eager=True), Order(warps=True, seed=1))
 
 KINDS = {**small.KINDS, torch.int64: "*i64", torch.uint32: "*u32", torch.float64: "*fp64"}
+KINDS |= {torch.bool: "*i1", torch.int16: "*i16"}
 
 
 class Found(NamedTuple):

@@ -27,6 +27,7 @@ from archkey.conformance.emulation.ptx import (
     fragments,
     program,
     tcgen05,
+    tcgen05_copies,
     tcgen05_moves,
 )
 
@@ -65,9 +66,11 @@ _ADDRESSES = descriptors.addresses
 _LEFT, _RIGHT, _WHOLE, _SPREAD = (
     *(fragments.left, fragments.right, fragments.whole, fragments.spread),
 )
-_SCALES, _LANES, _CELLS, _PADDED = (
-    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._cells, tcgen05._padded),
+_SCALES, _LANES, _PATTERN, _PADDED = (
+    *(tcgen05._scales, tcgen05._lanes, tcgen05_moves._pattern, tcgen05._padded),
 )
+_PACKED, _COPIED = fragments.packed, tcgen05_copies._move
+_MEMBERS = tcgen05._members
 _SM90, _SM100 = ("cuda_sm90",), ("cuda_sm100",)
 
 
@@ -88,8 +91,8 @@ def _next_scale(S: Any, address: int, rows: int, kind: Any, number: int, power: 
     return _SCALES(S, address, rows, kind, (number + count) % 4, power)
 
 
-def _half_split(G: Any, address: Any, count: int, split: int) -> Any:
-    return _CELLS(G, address, count, 0 if split > 0 else split)
+def _half_split(name: str, count: int, split: int, packed: bool) -> Any:
+    return _PATTERN(name, count, 0, packed)
 
 
 def _other_lanes(rows: int, lane: int) -> Any:
@@ -118,7 +121,7 @@ def _shuffled_tiles(S: Any, G: Any, at: Any, registers: list[Any], turned: bool)
 
 
 def _always_adds(*given: Any) -> None:
-    *first, keep, mask = given  # both last ones are those of the threads
+    *first, keep, mask = given
     _HELP["tcgen05_mma"](*first, np.zeros_like(keep), mask)
 
 
@@ -126,6 +129,27 @@ def _never_keeps(
     S: Any, G: Any, kinds: Any, n: int, c: Any, a: Any, b: Any, keep: Any, *rest: Any
 ) -> Any:
     return _HELP["wgmma"](S, G, kinds, n, c, a, b, np.zeros_like(keep), *rest)
+
+
+def _turned_pairs(accumulators: Any) -> Any:
+    found = _PACKED(accumulators)
+    return found << 16 | found >> 16 if accumulators.dtype == np.float16 else found
+
+
+def _other_tile(name: str, count: int, split: int, packed: bool) -> Any:
+    """Threads of the shapes of 16 lanes the other way round."""
+    rows, columns = _PATTERN(name, count, split, packed)
+    return (rows[:, ::-1], columns) if name in ("16x64b", "16x128b", "16x256b") else (rows, columns)
+
+
+def _other_halves(name: str, count: int, split: int, packed: bool) -> Any:
+    rows, columns = _PATTERN(name, count, split, packed)
+    return rows, columns ^ 1 if packed else columns
+
+
+def _first_rows(S: Any, shape: Any, column: int, descriptor: int) -> None:
+    turned = shape._replace(quarters=shape.quarters[::-1])
+    _COPIED(S, turned, column, descriptor)
 
 
 RULES: dict[str, Rule] = {
@@ -142,7 +166,14 @@ RULES: dict[str, Rule] = {
     "columns of B's fragment": Rule(fragments, "right", _swapped(_RIGHT, 1)),
     "the accumulator's order": Rule(fragments, "whole", _swapped(_WHOLE, 1)),
     "lanes of an accumulator": Rule(tcgen05, "_lanes", _other_lanes, _SM100),
-    "half split of tcgen05.ld": Rule(tcgen05_moves, "_cells", _half_split, _SM100),
+    "half split of tcgen05.ld": Rule(tcgen05_moves, "_pattern", _half_split, _SM100),
+    "order of a pair of workgroups": Rule(
+        tcgen05, "_members", lambda S, pair: _MEMBERS(S, pair)[::-1], _SM100
+    ),
+    "pairs of float16": Rule(fragments, "packed", _turned_pairs, _SM90),
+    "pairs of float16 in tensor memory": Rule(tcgen05_moves, "_pattern", _other_halves, _SM100),
+    "lanes of other shapes": Rule(tcgen05_moves, "_pattern", _other_tile, _SM100),
+    "quarters of tcgen05.cp": Rule(tcgen05_copies, "_move", _first_rows, _SM100),
     "scale id": Rule(tcgen05, "_scales", _next_scale, _SM100),
     # Of two operands of E2M1 the same mistake would cancel: only here one of them has it.
     "order of E2M1": Rule(tcgen05, "_padded", _upside_down, _SM100),

@@ -57,6 +57,13 @@ def scan(x, out, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def histogram(x, out, BLOCK: tl.constexpr, BINS: tl.constexpr):
+    """Counts with atomics on LDS, and adds them up with atomics on global memory."""
+    found = tl.histogram(tl.load(x + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)), BINS)
+    tl.atomic_add(out + tl.arange(0, BINS), found)
+
+
+@triton.jit
 def transpose(x, out, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     tile = tl.load(x + row * COLUMNS + column)
@@ -197,6 +204,14 @@ def check_scan(on: Machine) -> tuple[float, float]:
     return error(out, x.cumsum(0)), 0.0
 
 
+def check_histogram(on: Machine) -> tuple[float, float]:
+    x = torch.randint(0, 60, (3072,), dtype=torch.int32)
+    out = torch.zeros(64, dtype=torch.int32)
+    compiled = on.launch(histogram, 3, x, out, BLOCK=1024, BINS=64)
+    assert "ds_add_u32" in compiled.kernel.asm["amdgcn"]
+    return error(out, x.bincount(minlength=64)), 0.0
+
+
 def check_transpose(on: Machine) -> tuple[float, float]:
     x = torch.randn(64, 32).half()
     out = torch.empty(32, 64, dtype=torch.half)
@@ -326,7 +341,12 @@ def check_stray_row(on: Machine) -> tuple[float, float]:
 
 CHECKS: dict[str, Callable[[Machine], tuple[float, float]]] = {
     **{"add": check_add, "softmax": check_softmax, "integers": check_integers},
-    **{"scan": check_scan, "transpose": check_transpose, "fp8": check_fp8},
+    **{
+        "histogram": check_histogram,
+        "scan": check_scan,
+        "transpose": check_transpose,
+        "fp8": check_fp8,
+    },
     **{"int8": check_int8, "float32": check_float32, "stray row": check_stray_row},
     **{"loads into LDS": check_loads_into_lds, "few rows": check_small},
     **{

@@ -17,6 +17,7 @@ from archkey.conformance.emulation.text import Instruction
         ("v_mfma_f32_16x16x16_bf16 a[0:3], v[0:1], v[2:3], 0", "matrix"),
         ("global_atomic_add_f32 v0, v1, s[0:1]", "atomics"),
         ("ds_add_u32 v0, v1", "atomics"),
+        ("ds_pk_add_rtn_bf16 v0, v1, v2", "atomics"),
         ("global_load_lds_dwordx4 v[0:1], off", "copies to LDS"),
         ("buffer_load_dword v0, s[4:7], 0 offen lds", "copies to LDS"),
         ("buffer_load_dword v0, v1, s[4:7], 0 offen", "global"),

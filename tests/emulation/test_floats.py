@@ -63,6 +63,13 @@ def test_the_middle() -> None:
     assert (clamped[~finite] == -2).all()  # the least of the others
 
 
+def test_a_negative_zero() -> None:
+    """LLVM writes neg(0), since -0 is 0."""
+    found = one("v_fma_f32 v0, v1, v2, neg(0)", v1=np.float32(-1), v2=np.float32(0))
+    assert set(found.tolist()) == {0x80000000}
+    assert one_float("v_add_f32_e64 v0, neg(1.0), v1", v1=np.float32(3))[0] == 2
+
+
 def test_clamp_turns_nan_into_zero() -> None:
     found = one_float("v_add_f32_e64 v0, v1, 0 clamp", v1=A)
     np.testing.assert_array_equal(found, np.where(np.isnan(A), 0, np.clip(A, 0, 1)))

@@ -29,8 +29,26 @@ def test_waves_meet_at_a_barrier() -> None:
 def test_without_the_barrier_one_reads_too_early() -> None:
     """Whoever runs first reads what is not there yet."""
     without = [line for line in EXCHANGE if line != "s_barrier"]
-    with pytest.raises(Fault, match=r"256 bytes of LDS are read that nobody wrote.*`ds_read_b32"):
+    told = r"wave \d (reads|changes) 256 bytes of LDS, near \d+, that wave \d (writes|uses) between"
+    with pytest.raises(Fault, match=told):
         start(program(*without, *STORE_V1), waves=2, lds=512)
+
+
+def test_lds_that_nobody_wrote() -> None:
+    """What counts is that something depends on it: pipelines of Triton may read some in vain."""
+    lines = ("v_mov_b32_e32 v4, 0", "ds_read_b32 v1, v4 offset:8")
+    told = (
+        r"256 bytes that `global_store.* depend on LDS that nobody wrote, read by `ds_read_b32 v1"
+    )
+    for grid in (1, 17):
+        with pytest.raises(Fault, match=told):
+            start(program(*lines, *STORE_V1), grid=(grid, 1, 1), lds=64)
+    start(program(*lines, "v_and_b32_e32 v1, 0, v1", *STORE_V1), lds=64)
+    assert not DATA[:64].any()
+    # Only the last workgroup reads it, and is none of those that run twice in any case.
+    some = ("v_mov_b32_e32 v1, 0", "s_cmp_lt_i32 s2, 18", "s_cbranch_scc1 .LBB0_1", *lines)
+    with pytest.raises(Fault, match="LDS that nobody wrote"):
+        start(program(*some, ".LBB0_1:", *STORE_V1), grid=(19, 1, 1), lds=64)
 
 
 def test_a_race_is_one_in_any_order() -> None:
@@ -70,13 +88,37 @@ def test_what_waves_may_do_to_one_byte() -> None:
     assert lds.read(3, BYTE, 4, 1).item() == 8
 
 
+def test_atomics_are_in_the_way_of_plain_accesses_alone() -> None:
+    lds, at = Lds(16, shared=True), np.array([8])
+    lds.write(0, at, value(5))
+    with pytest.raises(Fault, match="wave 1 changes 4 bytes of LDS, near 8, that wave 0 uses"):
+        lds.claim(1, at, 1)
+    lds.barrier()
+    for wave in range(3):
+        lds.claim(wave, at, 1)
+    for access in (lambda: lds.read(0, at, 4, 1), lambda: lds.write(0, at, value(6))):
+        with pytest.raises(Fault, match="wave 0 changes 4 bytes of LDS, near 8, that wave . uses"):
+            access()
+    lds.barrier()
+    assert lds.read(0, at, 4, 1).item() == 5
+    assert not lds.unwritten
+    lds.claim(0, at + 4, 1)
+    assert lds.unwritten
+    with pytest.raises(Fault, match="not aligned"):
+        lds.claim(0, at + 2, 1)
+
+
 def test_neighbours_of_a_byte_are_others() -> None:
     """Halves of a word that two waves write; and a word of which a byte is missing."""
     lds = Lds(16, shared=True)
     lds.write(0, BYTE, np.array([[1]], np.uint16))
     lds.write(1, BYTE + 2, np.array([[2]], np.uint8))
-    with pytest.raises(Fault, match="1 bytes of LDS are read that nobody wrote, near 8"):
-        lds.read(0, BYTE, 4, 1)
+    lds.barrier()
+    lds.read(0, BYTE, 2, 1)
+    assert not lds.unwritten
+    assert lds.read(0, BYTE, 4, 1).item() == 0xFF020001
+    assert lds.unwritten
+    lds.barrier()
     lds.write(1, BYTE + 3, np.array([[0]], np.uint8))
     lds.barrier()
     assert lds.read(0, BYTE, 4, 1).item() == 0x00020001

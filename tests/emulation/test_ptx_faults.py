@@ -220,7 +220,7 @@ PLANTED_100 = {
     ),
     "no wait for what is packed": (
         _without(PACKED, [_WAIT_LD]),
-        "what tcgen05.ld loads is read before tcgen05.wait::ld, at line .*: cvt.u32.u64",
+        "what tcgen05.ld loads is read before tcgen05.wait::ld, at line .*: st.global",
     ),
     "columns that are kept": (
         _without(MOVED, _FREE),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -124,6 +125,19 @@ def test_floats() -> None:
     )
 
 
+def test_products_of_float64_are_rounded_once() -> None:
+    """Against Python's fractions; c nearly cancels the product."""
+    random = np.random.default_rng(1)
+    a, b, c = random.standard_normal((3, 64)) * np.exp2(random.integers(-30, 30, (3, 64)))
+    c[:32] = -(a * b)[:32] * (1 + random.integers(-3, 4, 32) * 2.0**-52)
+    bits = [x.view("u8") for x in (a, b, c)]
+    found = apply("fma.rn.f64 D, A, B, C;", "b64 b64 b64", *bits, result="b64").view("f8")
+    exact = [Fraction(x) * Fraction(y) + Fraction(z) for x, y, z in zip(a, b, c, strict=True)]
+    assert found.tolist() == [float(x) for x in exact]
+    root = apply("sqrt.rn.f64 D, A;", "b64", np.abs(a).view("u8"), result="b64").view("f8")
+    assert root.tolist() == np.sqrt(np.abs(a)).tolist()
+
+
 def test_zeros_have_an_order() -> None:
     zeros = np.array([0.0, -0.0], np.float32).view("u4")
     assert apply("max.f32 D, A, B;", "b32 b32", zeros, zeros[::-1].copy()).tolist() == [0, 0]
@@ -220,7 +234,7 @@ def test_what_is_not_known_is_refused_by_name() -> None:
     for line, told in (
         ("frobnicate.b32 %r2, %r0;", "unknown instruction line .*frobnicate.b32"),
         ("add.sat.s32 %r2, %r0, %r0;", "unknown instruction line .*add.sat.s32"),
-        ("add.rz.f32 %r2, %r0, %r0;", "unknown instruction line .*add.rz.f32"),
+        ("mul.sat.f32 %r2, %r0, %r0;", "unknown instruction line .*mul.sat.f32"),
         ("mov.u32 %r2, %smid;", "special register %smid"),
         ("shfl.sync.bfly.b32 %r2, %r0, 1, 31, 0xFF;", "a mask of some lanes, 255"),
         ("ld.param.b32 %r2, [body_param_0];", "32 bits of the parameter"),

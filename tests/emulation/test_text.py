@@ -78,6 +78,22 @@ def test_what_is_not_known_is_never_ignored(line: str, told: str) -> None:
         load(program(line))
 
 
+def test_the_target_as_llvm_writes_it() -> None:
+    """Newer versions of it put another in front."""
+    text = program("s_nop 0")
+    newer = text.replace("amdgcn-amd-amdhsa--", "amdgpu9.42-amd-amdhsa-unknown-")
+    assert parse(newer).target == "gfx942"
+    with_features = text.replace("--gfx942", "--gfx950:sramecc+:xnack-")
+    assert parse(with_features).target == "gfx950"
+
+
+def test_work_items_know_their_place_in_y_and_z() -> None:
+    """They are 0 and share a register with x."""
+    DATA[:] = 1
+    start(program("v_mov_b32_e32 v1, v0", *STORE_V1, system_vgpr_workitem_id=2), waves=2)
+    assert DATA.tolist() == list(range(128))
+
+
 def test_another_machine_is_refused() -> None:
     with pytest.raises(UnknownInstruction, match=".amdhsa_float_denorm_mode_32 0: only 3"):
         start(program(float_denorm_mode_32=0))

@@ -12,7 +12,7 @@ It shows that the compiler's output computes what the reference does. It is no h
     text         assembly into instructions, labels, directives
     program      each instruction into a function, through the tables of the families:
                  scalar, flow, integers, floats, division, packed, convert, lanes, dpp,
-                 lds, vmem, atomics, matrix, scaled
+                 lds, lds_atomics, vmem, atomics, matrix, scaled
     operands     registers and constants, as a kind of number
     wave         registers, lanes
     group        what a workgroup shares, and what it moves

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs workgroups twice, to see what a result does not show: that it depends on what it must not.
 
-The second time other bits stand in registers and scratch that nobody wrote, and the waves run in
-the opposite order. Compilers read registers that nobody wrote, for halves of a pair or lanes that
-nobody asks for, and rightly so; what counts is that no byte that is stored depends on them.
+The second time other bits stand in registers, scratch and LDS that nobody wrote, and the waves run
+in the opposite order. Compilers read registers that nobody wrote, for halves of a pair or lanes
+that nobody asks for, and Triton's pipelines read LDS that no copy has filled, where a loop had no
+round; rightly so. What counts is that no byte that is stored depends on them.
 """
 
 from __future__ import annotations
@@ -16,62 +17,72 @@ import numpy as np
 from archkey.conformance.emulation.faults import Fault
 from archkey.conformance.emulation.memory import Memory, Stored
 
-__all__ = ["LAUNCHES", "WORKGROUPS", "Conditions", "Difference", "twice", "usual"]
+__all__ = ["LAUNCHES", "WORKGROUPS", "Conditions", "Difference", "checked"]
 
 WORKGROUPS, LAUNCHES = 16, 8
 """Each 16th workgroup, from the first on, of each 8th launch of a program, runs twice: an error in
 one is in many."""
 
-_POISON = 0x7FFBADBA  # as Group has it by itself
+_POISON = 0x7FFBADBA  # a quiet NaN as float32, and as either half of it
 _OTHER = 0x3F813F81  # about 1, in every format
 
 
 class Conditions(NamedTuple):
     """What a program must not depend on.
 
-    fill      32 bits of what nobody wrote
     order     seed of the order of waves
+    fill      32 bits of registers and scratch that nobody wrote
+    lds       a byte of LDS that nobody wrote
     reversed  the very opposite order: of any two waves the other one is first
     """
 
-    fill: int
     order: str
+    fill: int = _POISON
+    lds: int = 0xFF
     reversed: bool = False
 
 
 class Difference(NamedTuple):
-    """label: of the first store that differs, `Memory.label`; how many bytes, and upon what."""
+    """label: of the first store that differs, `Memory.label`; how many bytes, and upon what.
+
+    read  the label of the first read of LDS that nobody wrote, if that is the cause
+    """
 
     label: int
     bytes: int
     cause: str
+    read: int | None = None
 
 
-def usual(order: str) -> Conditions:
-    """Of a workgroup that runs once."""
-    return Conditions(_POISON, order)
+Once = Callable[[Conditions], "int | None"]
+"""Runs a workgroup; the label of the first read of LDS that nobody wrote."""
 
 
-def twice(
-    memory: Memory, once: Callable[[Conditions], object], order: str, atomics: bool
+def checked(
+    memory: Memory, once: Once, order: str, *, atomics: bool, always: bool
 ) -> Difference | None:
     """Run `once`, and again: what differs; memory is as the first run left it.
 
     order    a seed
     atomics  the program has some: what waves get of them may depend on their order, which stays
+    always   else only if the first run read LDS that nobody wrote
     """
     with memory.recorded() as kept:
-        once(usual(order))
-    another = Conditions(_OTHER, order, reversed=not atomics)
-    if (found := _differing(memory, kept, once, another)) is None:
+        read = once(Conditions(order))
+    if read is None and not always:
         return None
-    filled = _differing(memory, kept, once, Conditions(_OTHER, order))
+    other = Conditions(order, _OTHER, _OTHER & 0xFF, reversed=not atomics)
+    if (found := _differing(memory, kept, once, other)) is None:
+        return None
+    if read is not None and _differing(memory, kept, once, Conditions(order, lds=other.lds)):
+        return Difference(*found, "LDS that nobody wrote", read)
+    filled = _differing(memory, kept, once, Conditions(order, _OTHER))
     cause = "the order of waves" if filled is None else "registers or scratch that nobody wrote"
     return Difference(*found, cause)
 
 
 def _differing(
-    memory: Memory, kept: list[Stored], once: Callable[[Conditions], object], other: Conditions
+    memory: Memory, kept: list[Stored], once: Once, other: Conditions
 ) -> tuple[int, int] | None:
     """Run under `other` conditions, then restore: the first store that differs, and its bytes."""
     want = [memory.peek(stored) for stored in kept]

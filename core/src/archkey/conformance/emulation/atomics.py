@@ -21,7 +21,7 @@ from archkey.conformance.emulation.transfer import Shape, gathered, scatter
 from archkey.conformance.emulation.vmem import Buffer, global_address
 from archkey.conformance.emulation.wave import Array, Wave
 
-__all__ = ["TABLE"]
+__all__ = ["ATOMICS", "TABLE", "Atomic", "applied"]
 
 
 class Atomic(NamedTuple):
@@ -58,7 +58,7 @@ def _integers(suffix: str, size: int) -> dict[str, Atomic]:
     return {**found, f"cmpswap{suffix}": swap}
 
 
-_ATOMICS = {
+ATOMICS = {
     **_integers("", 4),
     **_integers("_x2", 8),
     "add_f32": Atomic(np.add, "f4"),
@@ -70,18 +70,25 @@ _ATOMICS = {
 }
 
 
-def _execute(w: Wave, atomic: Atomic, addresses: Array, data: Array, live: Array) -> Array:
+def applied(
+    atomic: Atomic,
+    load: Callable[[Array, int, int], Array],
+    store: Callable[[Array, Array], None],
+    addresses: Array,
+    data: Array,
+    live: Array,
+) -> Array:
     """Apply to memory, lane after lane where `live`; what was there before: [words, lanes]."""
-    group, words = w.group, atomic.words
+    words = atomic.words
     found = np.zeros((words, len(addresses)), np.uint32)
     for lane in np.flatnonzero(live):
         at, given = addresses[lane : lane + 1], np.ascontiguousarray(data[:, lane])
-        before = np.ascontiguousarray(group.load(at, 4, words)[:, 0])
+        before = np.ascontiguousarray(load(at, 4, words)[:, 0])
         found[:, lane] = before
         if atomic.compares and (given[words:] != before).any():
             continue
         after = atomic.apply(before.view(atomic.kind), given[:words].view(atomic.kind))
-        group.store(at, after.view(np.uint32)[:, None])
+        store(at, after.view(np.uint32)[:, None])
     return found
 
 
@@ -114,7 +121,8 @@ def _atomic(space: str, atomic: Atomic) -> Builder:
         def step(w: Wave) -> None:
             if w.exec:
                 addresses, live = place(w)
-                before = _execute(w, atomic, addresses, gathered(w, data.index, width), live)
+                given, group = gathered(w, data.index, width), w.group
+                before = applied(atomic, group.load, group.store, addresses, given, live)
                 if returns:
                     scatter(w, to.index, result, before)
 
@@ -126,5 +134,5 @@ def _atomic(space: str, atomic: Atomic) -> Builder:
 TABLE: dict[str, Builder] = {
     f"{space}_atomic_{name}": _atomic(space, atomic)
     for space in ("global", "buffer")
-    for name, atomic in _ATOMICS.items()
+    for name, atomic in ATOMICS.items()
 }

@@ -11,7 +11,10 @@ __all__ = ["class_of", "flops_of"]
 
 _CLASSES = (
     ("matrix", r"v_mfma_"),
-    ("atomics", r"(?:global|buffer|flat|ds)_(?:atomic|add|sub|inc|dec|min|max|and|or|xor|cmpst)_"),
+    (
+        "atomics",
+        r"(?:global|buffer)_atomic_|ds_(?:pk_)?(?:add|sub|min|max|and|or|xor|cmpst|wrxchg)_",
+    ),
     ("copies to LDS", r"global_load_lds_"),
     ("global", r"(?:global|buffer|flat)_(?:load|store)_"),
     ("scratch", r"scratch_"),

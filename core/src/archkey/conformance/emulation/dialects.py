@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from archkey.conformance.emulation import launcher, program, text
 from archkey.conformance.emulation.ptx import launcher as ptx_launcher
 from archkey.conformance.emulation.ptx import program as ptx_program
-from archkey.conformance.emulation.ptx import text as ptx_text
+from archkey.conformance.emulation.ptx.parser import parse as parse_ptx
 
 __all__ = ["DIALECTS", "Dialect", "dialect_of"]
 
@@ -36,7 +36,7 @@ def _amdgcn(source: str) -> Iterator[tuple[str, bool]]:
 
 
 def _ptx(source: str) -> Iterator[tuple[str, bool]]:
-    module = ptx_text.parse(source)
+    module = parse_ptx(source)
     known = ptx_program.families(module.target)
     return ((i.name, i.name in known) for i in module.instructions)
 

@@ -78,7 +78,7 @@ class Routing:
         """The first source, from other lanes."""
 
         def routed(w: Wave) -> Array:
-            value = read(w)[self._lanes]
+            value = read(w).take(self._lanes)
             if not self._zero:
                 return value
             return np.where(self._counts(w), value, value.dtype.type(0))

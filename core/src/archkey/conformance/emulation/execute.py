@@ -7,13 +7,14 @@ time, so that a program which relies on an order has a chance to fail.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from archkey.conformance.emulation.again import LAUNCHES, WORKGROUPS, Conditions, twice, usual
+from archkey.conformance.emulation.again import LAUNCHES, WORKGROUPS, Conditions, checked
 from archkey.conformance.emulation.classes import flops_of
 from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
@@ -47,7 +48,6 @@ _SUPPORTED = {
     "float_denorm_mode_16_64": 3,
     "dx10_clamp": 1,
     "ieee_mode": 1,
-    "system_vgpr_workitem_id": 0,  # v0 alone
     "system_sgpr_workgroup_info": 0,
     "uses_dynamic_stack": 0,
 }
@@ -66,31 +66,35 @@ class _Run:
     """One launch: what every workgroup needs.
 
     seed    of the order of waves
-    doubly  some workgroups run twice: see `again`
+    judged  whether outputs count, so that workgroups may run twice: see `again`
+    doubly  whether some do in any case
     times   how often each instruction was executed
     """
 
     def __init__(
-        self, code: Code, memory: Memory, resources: Resources, seed: int, doubly: bool
+        self, code: Code, memory: Memory, resources: Resources, seed: int, judged: bool
     ) -> None:
         self.code, self.memory, self.resources = code, memory, resources
-        self.seed, self.doubly = seed, doubly
-        self.atomics = "atomics" in code.classes
+        self.seed, self.judged = seed, judged
+        self.doubly = judged and next(code.launches) % LAUNCHES == 0
+        names = (instruction.name for instruction in code.assembly.instructions)
+        self.atomics = any("_atomic_" in name for name in names)
         self.counters, self.times = Counters(), [0] * len(code.steps)
 
     def once(self, number: int, place: Place) -> None:
         """Run the workgroup at `place`."""
         order = f"{self.seed} {place}"
-        if self.doubly and number % WORKGROUPS == 0:
-            self._twice(place, order)
+        if self.judged:
+            self._checked(place, order, self.doubly and number % WORKGROUPS == 0)
         else:
-            self._workgroup(place, usual(order))
+            self._workgroup(place, Conditions(order))
 
-    def _workgroup(self, place: Place, conditions: Conditions) -> None:
+    def _workgroup(self, place: Place, conditions: Conditions) -> int | None:
+        """Where it first read LDS that nobody wrote."""
         code, resources, order = self.code, self.resources, random.Random(conditions.order)
         group = Group(
             *(self.memory, resources.lds_bytes, resources.waves, self.counters),
-            *(resources.arguments, conditions.fill),
+            *(resources.arguments, conditions.fill, conditions.lds),
         )
         waves = [_wave(code, group, place, n, resources) for n in range(resources.waves)]
         self.memory.label = lambda: waves[group.running].pc - 1
@@ -99,25 +103,28 @@ class _Run:
             for group.running in reversed(numbers) if conditions.reversed else numbers:
                 _run(code, waves[group.running], self.times)
             if all(wave.state == "ended" for wave in waves):
-                return
+                return group.unwritten
             _check_barrier(code, waves)
             group.lds.barrier()
             for wave in waves:
                 wave.state = "running"
 
-    def _twice(self, place: Place, order: str) -> None:
-        """Run it, and again under other conditions. Fault if it leaves other bytes."""
+    def _checked(self, place: Place, order: str, always: bool) -> None:
+        """Run it, and perhaps under other conditions. Fault if it leaves other bytes."""
         second = _Run(self.code, self.memory, self.resources, self.seed, False)
-        runs = iter((self, second, second))
-        found = twice(
-            self.memory, lambda given: next(runs)._workgroup(place, given), order, self.atomics
+        runs = itertools.chain([self], itertools.repeat(second))
+        found = checked(
+            self.memory,
+            lambda given: next(runs)._workgroup(place, given),
+            order,
+            atomics="atomics" in self.code.classes,
+            always=always,
         )
         if found:
-            where = self.code.assembly.instructions[found.label]
-            raise Fault(
-                f"{found.bytes} bytes that {where} of {self.code.assembly.name} writes depend on "
-                f"{found.cause}"
-            )
+            instructions = self.code.assembly.instructions
+            read = "" if found.read is None else f", read by {instructions[found.read]}"
+            where = f"{instructions[found.label]} of {self.code.assembly.name}"
+            raise Fault(f"{found.bytes} bytes that {where} writes depend on {found.cause}{read}")
 
     def counted(self) -> Counters:
         """What was done since this was last asked."""
@@ -138,8 +145,7 @@ def execute(code: Code, grid: Place, memory: Memory, resources: Resources, seed:
         if directives.get(name, value) != value:
             raise UnknownInstruction(f".amdhsa_{name} {directives[name]}: only {value} is there")
     found = places(grid)
-    doubly = found.times == 1 and next(code.launches) % LAUNCHES == 0
-    found.done(spread(_Run(code, memory, resources, seed, doubly), found.chosen))
+    found.done(spread(_Run(code, memory, resources, seed, found.times == 1), found.chosen))
 
 
 def _wave(code: Code, group: Group, place: Place, number: int, resources: Resources) -> Wave:
@@ -148,6 +154,7 @@ def _wave(code: Code, group: Group, place: Place, number: int, resources: Resour
     total, first = directives["next_free_vgpr"], directives["accum_offset"]
     scratch_bytes = directives["private_segment_fixed_size"]
     wave = Wave(group, min(total, first), max(total - first, 0), scratch_bytes)
+    # Bits 10 to 29, where .amdhsa_system_vgpr_workitem_id asks for them, have y and z, which are 0.
     wave.u32[0][:] = number * LANES + np.arange(LANES)
     at = 0
     for name, size in _USER_SGPRS:

@@ -56,6 +56,15 @@ maximum = _better(np.fmax, np.bitwise_and)
 minimum = _better(np.fmin, np.bitwise_or)
 
 
+def _propagating(pick: Callable[..., Array], zeros: Callable[..., Array]) -> Any:
+    """A NaN wins, and -0 is less than +0."""
+
+    def apply(a: Array, b: Array) -> Array:
+        return np.where(a == b, zeros(_bits(a), _bits(b)).view(a.dtype), pick(a, b))
+
+    return apply
+
+
 def _median(a: Array, b: Array, c: Array) -> Array:
     """The middle one; with a NaN the least of all."""
     middle = maximum(minimum(a, b), minimum(maximum(a, b), c))
@@ -155,9 +164,9 @@ _ALU: dict[str, Alu] = {
     "v_ldexp_f32": Alu(_ldexp, ("f32", "i32")),
     "v_ldexp_f16": Alu(_ldexp, ("f16", "i16"), ("f16",)),
     "v_frexp_exp_i32_f32": Alu(_exponent, ("f32",), ("i32",)),
-    # Of gfx950; a NaN wins, as IEEE 754-2019 says of maximum and minimum.
-    "v_maximum3_f32": Alu(_of_three(np.maximum), _F32),
-    "v_minimum3_f32": Alu(_of_three(np.minimum), _F32),
+    # Of gfx950; as IEEE 754-2019 says of maximum and minimum.
+    "v_maximum3_f32": Alu(_of_three(_propagating(np.maximum, np.bitwise_and)), _F32),
+    "v_minimum3_f32": Alu(_of_three(_propagating(np.minimum, np.bitwise_or)), _F32),
 }
 
 _ORDER: dict[str, Callable[[Array, Array], Array]] = {

@@ -16,8 +16,9 @@ class Group:
     waves      how many it has
     running    number of the wave that runs now
     arguments  the kernarg segment, which is no load that counts
+    unwritten  Memory.label of the first read of LDS that nobody wrote
     fill       32 bits of registers and scratch that nobody wrote: a quiet NaN as float32, and as
-               either half of it
+               either half of it; lds_fill: a byte of such LDS
     """
 
     def __init__(
@@ -28,9 +29,11 @@ class Group:
         counters: Counters | None = None,
         arguments: Room | None = None,
         fill: int = 0x7FFBADBA,
+        lds_fill: int = 0xFF,
     ) -> None:
         self.memory, self.arguments = memory, arguments
-        self.lds = Lds(lds_bytes, waves > 1)
+        self.lds = Lds(lds_bytes, waves > 1, lds_fill)
+        self.unwritten: int | None = None
         self.running = 0
         self.fill = fill
         self.counters = counters or Counters()
@@ -57,12 +60,24 @@ class Group:
             self.counters.loaded += 4 * words
         return self.memory.scalar(address, words)
 
+    def count_lds(self, loaded: int, stored: int) -> None:
+        """Bytes that are about to be read and written."""
+        self.counters.lds_loaded = (self.counters.lds_loaded or 0) + loaded
+        self.counters.lds_stored = (self.counters.lds_stored or 0) + stored
+
     def read_lds(self, at: Array, size: int, count: int) -> Array:
         """`count` elements of `size` bytes from each byte address of LDS: [count, lanes]."""
-        self.counters.lds_loaded = (self.counters.lds_loaded or 0) + size * count * len(at)
-        return self.lds.read(self.running, at, size, count)
+        self.count_lds(size * count * len(at), 0)
+        found = self.lds.read(self.running, at, size, count)
+        self.noted()
+        return found
+
+    def noted(self) -> None:
+        """After a read of LDS: remember the first one of what nobody wrote."""
+        if self.lds.unwritten and self.unwritten is None:
+            self.unwritten = self.memory.label()
 
     def write_lds(self, at: Array, values: Array) -> None:
         """Write `values` [count, lanes] from each byte address on."""
-        self.counters.lds_stored = (self.counters.lds_stored or 0) + values.nbytes
+        self.count_lds(0, values.nbytes)
         self.lds.write(self.running, at, values)

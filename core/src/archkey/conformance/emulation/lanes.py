@@ -104,7 +104,7 @@ def _permute(forward: bool) -> Builder:
                 moved[other[w.mask]] = value[w.mask]
                 value = moved
             else:
-                value = value[other]
+                value = value.take(other)
             write(w, value)
 
         return step

@@ -16,7 +16,7 @@ from archkey.conformance.emulation.text import Instruction
 from archkey.conformance.emulation.transfer import Shape, gathered, scatter
 from archkey.conformance.emulation.wave import LANES, Array, Wave
 
-__all__ = ["TABLE", "transposed"]
+__all__ = ["TABLE", "places", "transposed"]
 
 _LOADS = {
     "b32": Shape(4),
@@ -40,21 +40,19 @@ _STORES = {
 }
 
 
-def _places(w: Wave, base: Array, offset: int) -> Array:
-    """Addresses of the working lanes."""
-    at = (base if w.full else base[w.mask]).astype(np.int64)
-    return at + offset if offset else at
+def places(w: Wave, base: Array, offset: Array) -> Array:
+    """Addresses of the working lanes. The sum wraps: LLVM puts negative bases before an offset."""
+    return ((base if w.full else base[w.mask]) + offset).astype(np.int64)
 
 
-def _fetch(w: Wave, base: Array, offset: int, shape: Shape) -> Array:
-    return w.group.read_lds(_places(w, base, offset), shape.size, shape.count)
+def _fetch(w: Wave, base: Array, offset: Array, shape: Shape) -> Array:
+    return w.group.read_lds(places(w, base, offset), shape.size, shape.count)
 
 
-def _offsets(instruction: Instruction, stride: int) -> tuple[int, ...]:
+def _offsets(instruction: Instruction, stride: int) -> tuple[Array, ...]:
     """Byte offsets: one, or two in units of `stride`."""
-    if not stride:
-        return (instruction.number("offset"),)
-    return instruction.number("offset0") * stride, instruction.number("offset1") * stride
+    names = ("offset0", "offset1") if stride else ("offset",)
+    return tuple(np.array(instruction.number(n) * (stride or 1), np.uint32) for n in names)
 
 
 def _load(shape: Shape, stride: int = 0) -> Builder:
@@ -87,7 +85,7 @@ def _store(shape: Shape, stride: int = 0) -> Builder:
             if w.exec:
                 base = read(w)
                 for offset, source in zip(offsets, sources, strict=True):
-                    w.group.write_lds(_places(w, base, offset), gathered(w, source.index, shape))
+                    w.group.write_lds(places(w, base, offset), gathered(w, source.index, shape))
 
         return step
 
@@ -114,7 +112,7 @@ def _transposing(bits: int) -> Builder:
     def build(instruction: Instruction, labels: Labels) -> Step:
         to, address = (operand(text) for text in instruction.operands)
         read: Read = reader(address, "u32")
-        offset, row = instruction.number("offset"), to.index
+        (offset,), row = _offsets(instruction, 0), to.index
 
         def step(w: Wave) -> None:
             if not w.full:

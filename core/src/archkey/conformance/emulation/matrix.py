@@ -113,13 +113,13 @@ class _Side:
     def __init__(self, source: Operand, tile: Tile, form: str, split: bool = False) -> None:
         self._raw = _lanes(source, tile.share * _BITS.get(form, 8) // 32)
         self._decode = _decoder(form)
-        self._shape = (tile.m, tile.k)
-        self._at = (_LANE[:, None] % tile.m, _along_k(tile, split))
+        # Where each element of the matrix lies among those of all lanes.
+        self._from = np.empty((tile.m, tile.k), np.int64)
+        at = (_LANE[:, None] % tile.m, _along_k(tile, split))
+        self._from[at] = np.arange(LANES * tile.share).reshape(LANES, tile.share)
 
     def __call__(self, w: Wave) -> Array:
-        matrix = np.empty(self._shape, np.float64)
-        matrix[self._at] = self._decode(self._raw(w))
-        return matrix
+        return self._decode(self._raw(w)).take(self._from).astype(np.float64)
 
 
 def _accumulate(
@@ -131,7 +131,7 @@ def _accumulate(
     kind, dtype = ("i32", np.int32) if integer else ("f32", np.float32)
     if to.count != count or (addend.file != "constant" and addend.count != count):
         raise UnknownInstruction(f"unknown operands in {instruction}")
-    at = (_rows_of_result(tile.m), np.broadcast_to(_LANE % tile.m, (count, LANES)))
+    at = _rows_of_result(tile.m) * tile.m + _LANE % tile.m
     target = slice(to.index, to.index + count)
     source = slice(addend.index, addend.index + count)
     fixed: Read | None = reader(addend, kind) if addend.file == "constant" else None
@@ -140,7 +140,7 @@ def _accumulate(
         if not w.full:
             raise UnknownInstruction("a matrix instruction without all lanes is not defined here")
         before = fixed(w) if fixed else w.registers[source].view(dtype)
-        total = product(w)[at] + before
+        total = product(w).take(at) + before
         if integer:
             total = total.astype(np.int64)  # exact in float64, and wraps like the hardware
         w.registers[target] = total.astype(dtype).view(np.uint32)

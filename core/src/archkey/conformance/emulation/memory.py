@@ -58,8 +58,8 @@ class Room:
         view = self._views[size]
         first = offset >> _SHIFT[size]
         if count == 1:
-            return view[first][None]
-        return view[first + _STEPS[:count]]
+            return view.take(first)[None]
+        return view.take(first + _STEPS[:count])
 
     def put(self, addresses: Array, values: Array) -> None:
         """The inverse of `get`; of two lanes at one address the later one stays."""

@@ -15,7 +15,9 @@ import numpy as np
 
 from archkey.conformance.emulation.wave import Array
 
-__all__ = ["FORMATS", "Format", "bf16_bits", "bf16_values", "decode", "e8m0", "encode", "fma"]
+__all__ = [
+    *("FORMATS", "Format", "bf16_bits", "bf16_values", "decode", "e8m0", "encode", "fma", "to_odd"),
+]
 
 
 class Format(NamedTuple):

@@ -71,6 +71,8 @@ def operand(text: str) -> Operand:
     """What `text` names."""
     negative = text[:1] == "-" and not text[1:2].isdigit()
     inner = text[negative:]
+    if inner.startswith("neg("):  # of a number, whose sign would be a part of it
+        negative, inner = True, inner[4:-1]
     absolute = inner[:1] == "|"
     inner = inner.strip("|") if absolute else inner
     extended = inner.startswith("sext(")

@@ -161,12 +161,14 @@ def _mix(kind: str, half: int | None) -> Builder:
 
 
 def _dot(values: Callable[[Array], Array], to: str) -> dict[str, Alu]:
-    """c + the sum of products of a's and b's parts, rounded once; v_dot2c adds to D."""
-    dtype = KINDS[to]
+    """c + the sum of products of a's and b's parts, rounded once, or wrapped; v_dot2c adds to D."""
+    dtype, wide = KINDS[to], np.int64 if to == "i32" else np.float64
 
     def apply(a: Array, b: Array, c: Array) -> Array:
-        products = values(a).astype(np.float64) * values(b)
-        return (products.sum(1) + c).astype(dtype)
+        total = c.astype(wide)
+        for one, two in zip(values(a).T, values(b).T, strict=True):
+            total = total + one.astype(wide) * two.astype(wide)
+        return total.astype(dtype)
 
     kinds = ("u32", "u32", to)
     return {"": Alu(apply, kinds, (to,)), "c": Alu(apply, kinds, (to,), old=True)}

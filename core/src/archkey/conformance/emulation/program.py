@@ -17,6 +17,7 @@ from archkey.conformance.emulation import (
     integers,
     lanes,
     lds,
+    lds_atomics,
     matrix,
     packed,
     scalar,
@@ -33,7 +34,20 @@ TARGETS = tuple(convert.FP8)
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(scalar, flow, integers, floats, division, packed, convert, lanes, lds, vmem, atomics),
+    *(
+        scalar,
+        flow,
+        integers,
+        floats,
+        division,
+        packed,
+        convert,
+        lanes,
+        lds,
+        lds_atomics,
+        vmem,
+        atomics,
+    ),
     matrix,
 )
 

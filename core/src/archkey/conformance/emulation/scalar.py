@@ -65,8 +65,9 @@ def _bfe_u(a: int, b: int, bits: int) -> int:
 
 
 def _bfe_i(a: int, b: int, bits: int) -> int:
+    """A field that reaches past the top goes on with copies of the sign."""
     width = min(b >> 16 & 0x7F, bits)
-    field = _bfe_u(a, b, bits)
+    field = _bfe_u(a - (a >> (bits - 1) << bits), b, bits)
     if width and field >> (width - 1):
         field -= 1 << width
     return field & ((1 << bits) - 1)

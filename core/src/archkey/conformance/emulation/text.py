@@ -97,7 +97,7 @@ class Assembly:
 def parse(text: str) -> Assembly:
     """The kernel in `text`. UnknownInstruction if there is none, or more than one."""
     kernels = re.findall(r"(?m)^\s*\.amdhsa_kernel\s+(\S+)", text)
-    target = re.search(r'\.amdgcn_target\s+"[\w-]*?--(gfx\w+)', text)
+    target = re.search(r'\.amdgcn_target\s+"[\w.-]*-(gfx\w+)', text)
     if len(kernels) != 1 or target is None:
         raise UnknownInstruction(f"expected the text of one AMD kernel, found {kernels or 'none'}")
     instructions: list[Instruction] = []

@@ -34,7 +34,7 @@ from archkey._process import Ended, Process, Stopped, ask_all
 from archkey.conformance.emulation.captured.archive import Archive, Kept
 from archkey.conformance.emulation.captured.replay import plain
 from archkey.conformance.emulation.captured.rounding import LAST, TABLE
-from archkey.conformance.emulation.ptx.text import parse
+from archkey.conformance.emulation.ptx.parser import parse
 from archkey.errors import RecordError
 from archkey.requirements import installed_versions
 

@@ -5,7 +5,8 @@ All threads of a workgroup (CTA) that stand at one place are one numpy vector, a
 is one generated Python function. The way of a launch, module by module:
 
     launcher       arguments into parameters, tensors into allocations, workgroups one by one
-    text           PTX into instructions with operands, labels, registers
+    text           instructions with operands, labels, registers
+    parser         PTX into these; functions: bodies of what it calls, in their places
     flow           basic blocks, and which registers outlive them
     program        the tables of the families together; functions of blocks, made when first run
     generate       a basic block into Python, through those tables:

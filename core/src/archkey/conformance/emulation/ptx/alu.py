@@ -113,10 +113,7 @@ def _floats() -> dict[str, Alu]:
     rows["tanh.approx.f32"] = Alu("f4", one, "np.tanh({0})")
     rows["min.NaN.xorsign.abs.f32"] = Alu("f4", two, "xorsign_min({0}, {1})")
     rows["copysign.f32"] = Alu("f4", two, "np.copysign({1}, {0})")
-    for name, sign in _SIGNS.items():
-        rows[f"{name}.f64"] = Alu("f8", ("f8",) * 2, f"{{0}} {sign} {{1}}")
-    rows["neg.f64"] = Alu("f8", ("f8",), "-{0}")
-    rows["div.rn.f64"] = Alu("f8", ("f8",) * 2, "{0} / {1}")
+    rows |= _doubles()
     for name, count in {"add": 2, "sub": 2, "mul": 2, "fma": 3}.items():
         calls = ", ".join(f"{{{n}}}" for n in range(count))
         for mode in ("", ".rn") if name != "fma" else (".rn",):
@@ -134,6 +131,27 @@ def _floats() -> dict[str, Alu]:
         rows[f"neg.{kind}x2"] = Alu("u4", ("u4",), "{0} ^ u4(0x80008000)")
         rows[f"abs.{kind}"] = Alu("u2", ("u2",), "{0} & u2(0x7FFF)")
         rows[f"abs.{kind}x2"] = Alu("u4", ("u4",), "{0} & u4(0x7FFF7FFF)")
+    return rows
+
+
+def _doubles() -> dict[str, Alu]:
+    one, two, three = ("f8",), ("f8",) * 2, ("f8",) * 3
+    plain = {
+        **{name: (two, f"{{0}} {sign} {{1}}") for name, sign in _SIGNS.items()},
+        "fma.rn": (three, "fma_double({0}, {1}, {2})"),
+        "neg": (one, "-{0}"),
+        "abs": (one, "np.abs({0})"),
+        "min": (two, "smaller({0}, {1})"),
+        "max": (two, "larger({0}, {1})"),
+        "div.rn": (two, "{0} / {1}"),
+        "rcp.rn": (one, "f8(1) / {0}"),
+        "rcp.approx.ftz": (one, "f8(1) / {0}"),
+        "sqrt.rn": (one, "np.sqrt({0})"),
+        "rsqrt.approx": (one, "f8(1) / np.sqrt({0})"),
+        "rsqrt.approx.ftz": (one, "f8(1) / np.sqrt({0})"),
+    }
+    rows = {f"{name}.f64": Alu("f8", kinds, text) for name, (kinds, text) in plain.items()}
+    rows["copysign.f64"] = Alu("f8", two, "np.copysign({1}, {0})")
     return rows
 
 

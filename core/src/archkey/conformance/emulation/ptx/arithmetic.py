@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from archkey.conformance.emulation.numbers import bf16_bits, bf16_values, fma
+from archkey.conformance.emulation.numbers import bf16_bits, bf16_values, fma, to_odd
 from archkey.conformance.emulation.wave import Array
 
 __all__ = ["HELPERS"]
@@ -150,6 +150,33 @@ def _xorsign_min(a: Array, b: Array) -> Array:
     return (least & np.uint32(0x7FFFFFFF) | sign).view(np.float32)
 
 
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b, and what its rounding lost."""
+    total = a + b
+    back = total - a
+    return total, (a - (total - back)) + (b - back)
+
+
+def _split(a: Array) -> tuple[Array, Array]:
+    """Halves of a float64 whose products are exact. Source: Dekker, 1971."""
+    high = a * 134217729.0
+    high = high - (high - a)
+    return high, a - high
+
+
+def _fma_double(a: Array, b: Array, c: Array) -> Array:
+    """a * b + c of float64, rounded once. Source: Boldo and Melquiond, Emulation of FMA, 2008."""
+    (a, b, c), product = np.broadcast_arrays(a, b, c), a * b
+    (a0, a1), (b0, b1) = _split(a), _split(b)
+    lost = a1 * b1 - (((product - a0 * b0) - a1 * b0) - a0 * b1)
+    high, low = _two_sum(c, lost)
+    total, rest = _two_sum(product, high)
+    exact = total + to_odd(low, rest, low + rest)
+    # Halves of huge numbers overflow, and what is lost of tiny products is not a float64.
+    safe = np.isfinite(exact) & (np.abs(product) > 2.0**-960)
+    return np.where(safe, exact, product + c)
+
+
 def _halves(a: Array) -> Array:
     return np.ascontiguousarray(a).view(np.uint16)
 
@@ -259,7 +286,7 @@ HELPERS: dict[str, Any] = {
     **{f"brain2_{name}": _packed(_brain(apply)) for name, apply in _BRAIN.items()},
     **{"brain_fma": _bf16_fma, "brain2_fma": _packed(_bf16_fma)},
     **{"pair_add": _pair(_ADD), "pair_sub": _pair(_SUB), "pair_mul": _pair(_MUL)},
-    "pair_fma": _pair(fma),
+    **{"pair_fma": _pair(fma), "fma_double": _fma_double},
     "add_halves": _packed(_ADD),
 }
 """What the source of blocks calls, by name."""

@@ -81,6 +81,11 @@ def _tf32(a: Array) -> Array:
     return np.where(np.isfinite(a), rounded, bits)
 
 
+def _saturated(a: Array) -> Array:
+    """Between 0 and 1; NaN is 0."""
+    return np.where(np.isnan(a), np.float32(0), np.clip(a, np.float32(0), np.float32(1)))
+
+
 def _relu(a: Array) -> Array:
     return np.where(a > 0, a, np.float32(0))
 
@@ -109,6 +114,7 @@ HELPERS: dict[str, Any] = {
     **{"e2m1_to_f16": _unpacked("e2m1", 4, _float16_bits)},
     **{"e2m1_to_bf16": _unpacked("e2m1", 4, lambda a: bf16_bits(a.astype(np.float32)))},
     "e4m3_to_bf16": _unpacked("e4m3fn", 8, lambda a: bf16_bits(a.astype(np.float32))),
+    "saturated": _saturated,
     "ue8m0_pair": _two(_to_e8m0_up),
     **{
         f"whole_{kind}_{mode}": _whole(kind, rounded)
@@ -135,7 +141,11 @@ def _rows() -> dict[str, Alu]:
         rows[f"cvt.rn.bf16.{name}"] = Alu("u2", (kind,), "bf16_bits({0}.astype(f4))")
     for mode, call in (("rni", "rint"), ("rzi", "trunc"), ("rmi", "floor"), ("rpi", "ceil")):
         rows[f"cvt.{mode}.f32.f32"] = Alu("f4", ("f4",), f"np.{call}({{0}})")
+        rows[f"cvt.{mode}.ftz.f32.f32"] = Alu("f4", ("f4",), f"np.{call}(flush({{0}}))")
+        rows[f"cvt.{mode}.f64.f64"] = Alu("f8", ("f8",), f"np.{call}({{0}})")
     rows |= {
+        "cvt.sat.f32.f32": Alu("f4", ("f4",), "saturated({0})"),
+        "cvt.ftz.sat.f32.f32": Alu("f4", ("f4",), "saturated(flush({0}))"),
         "cvt.f64.f32": Alu("f8", ("f4",), "{0}.astype(f8)"),
         "cvt.rn.f32.f64": Alu("f4", ("f8",), "{0}.astype(f4)"),
         "cvt.f32.f16": Alu("f4", ("f2",), "{0}.astype(f4)"),

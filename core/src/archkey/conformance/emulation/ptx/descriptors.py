@@ -49,7 +49,8 @@ def blackwell(descriptor: int) -> Layout:
     if descriptor >> 46 & 7 != 1:
         raise UnknownInstruction("a matrix descriptor of tcgen05 whose bits 46 to 48 are not 1")
     kind = descriptor >> 61
-    if descriptor >> 49 & 7 or descriptor >> 52 & 1 or kind not in _BLACKWELL:
+    # The offset of a pattern's start means nothing without a pattern.
+    if (descriptor >> 49 & 7 and kind) or descriptor >> 52 & 1 or kind not in _BLACKWELL:
         raise UnknownInstruction(f"a matrix descriptor {descriptor:#x}")
     return Layout(*_fields(descriptor), _BLACKWELL[kind])
 

@@ -30,6 +30,7 @@ ELEMENTS = {
     "tf32": Element(32, "u4"),
     "e4m3": Element(8, "u1"),
     "e5m2": Element(8, "u1"),
+    "f64": Element(64, "f8"),
     "s8": Element(8, "i1"),
     "u8": Element(8, "u1"),
 }

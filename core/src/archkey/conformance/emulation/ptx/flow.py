@@ -28,7 +28,7 @@ _WAIT = re.compile(r"(?:mbarrier\.(?:try|test)_wait|barrier\.cluster\.wait)\b")
 _GROUP = re.compile(r"wgmma\.mma_async\b")
 _NO_RESULT = re.compile(
     r"(?:st|red|bar|barrier|cp|mbarrier\.(?:init|inval|arrive)|wgmma\.(?:fence|commit|wait)|fence|"
-    r"membar|bra|brx|ret|exit|stmatrix|setmaxnreg|griddepcontrol|nanosleep|prefetch|"
+    r"membar|bra|brx|ret|trap|brkpt|call\.__assertfail|exit|stmatrix|setmaxnreg|griddepcontrol|nanosleep|prefetch|"
     r"tcgen05\.(?:alloc|dealloc|relinq|st|cp|mma|commit|wait|fence|shift)|tensormap|discard)\b"
 )
 

@@ -7,7 +7,7 @@ and variables of the function while it runs; a view as another kind of number is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -33,9 +33,9 @@ Builder: TypeAlias = "Callable[[Emitter, Instruction], None]"
 _UNSIGNED = {16: "u2", 32: "u4", 64: "u8", 1: "pred"}
 _BITS = {"pred": 1, **{f"{c}{n}": 8 * n for c in "uif" for n in (1, 2, 4, 8)}}
 SPECIAL = {
-    "%tid.x": "S.local(G)",
+    "%tid.x": "S.within(G)",
     "%laneid": "(G.tid & u4(31))",
-    "%warpid": "(S.local(G) >> u4(5))",
+    "%warpid": "(S.within(G) >> u4(5))",
     **{f"%tid.{axis}": "full(G.n, u4(0))" for axis in "yz"},
     "%ntid.x": "full(G.n, u4(S.threads))",
     **{f"%ntid.{axis}": "full(G.n, u4(1))" for axis in "yz"},
@@ -45,11 +45,6 @@ SPECIAL = {
     **dict.fromkeys(("%cluster_ctarank", "%cluster_ctaid.x"), "full(G.n, u4(S.rank))"),
     **dict.fromkeys(("%cluster_nctarank", "%cluster_nctaid.x"), "full(G.n, u4(S.cluster.size))"),
 }
-
-
-# LLVM packs what tcgen05.ld loads into pairs before the wait for it (triton-lang/triton#9635): then
-# the pair is what must not be read.
-_CARRIES = ("mov.b32", "mov.b64", "cvt.u64.u32", "shl.b64", "or.b64")
 
 
 class Function(NamedTuple):
@@ -69,9 +64,9 @@ class Emitter:
         self._views: dict[str, dict[str, str]] = {}
         self._at, self._made = -1, 0
         self._mask: str | None = None
-        # Whether the instruction moves bits alone, and has moved such as were not waited for.
-        self._carries = self._carried = False
         self.unwaited: set[str] = set()
+        self._moves = self._found_unwaited = False
+        self.carry = ""  # the variable that has it, within a block
 
     # What builders use.
 
@@ -147,10 +142,9 @@ class Emitter:
             raise UnknownInstruction(f"a result of {kind} in {operand.name} of {operand.kind}")
         if self._mask is not None:
             expression = f"where({self._mask}, {expression}, {self.read(operand, kind)})"
-        if self._carried:
+        self.unwaited.discard(operand.name)
+        if self._found_unwaited:
             self.unwaited.add(operand.name)
-        else:
-            self.unwaited.discard(operand.name)
         name = self._variable(operand.name, kind)
         self.line(f"{name} = {expression}")
         self._views[operand.name] = {kind: name}
@@ -164,10 +158,13 @@ class Emitter:
 
     # What builds a function.
 
-    def begin(self, at: int, name: str, guard: Register | None) -> None:
-        """Instruction `at` comes next."""
+    def begin(self, at: int, guard: Register | None, moves: bool) -> None:
+        """Instruction `at` comes next. moves: it changes nothing but registers of its thread.
+
+        Compilers let such ones pass tcgen05.wait::ld; then their results are not waited for.
+        """
         self._at, self._mask = at, None
-        self._carries, self._carried = name in _CARRIES, False
+        self._moves, self._found_unwaited = moves, False
         if guard is not None:
             self._mask = self.fresh()
             self.line(f"{self._mask} = {self._register(guard, 'pred')}")
@@ -186,7 +183,7 @@ class Emitter:
 
     def leave(self, names: list[str], registers: Mapping[str, str]) -> None:
         """Put back the registers that others read."""
-        self._at, self._carries, self._carried = -1, False, False
+        self._at, self._moves, self._found_unwaited = -1, False, False
         self.unwaited.clear()
         pairs = []
         for name in names:
@@ -203,10 +200,10 @@ class Emitter:
 
     def _register(self, register: Register, kind: str) -> str:
         views = self._views.get(register.name)
-        if register.name in self.unwaited:
-            if self._carries:
-                self._carried = True
-            elif self.module.strict:
+        if register.name in self.unwaited and self.module.strict:
+            if self._moves:
+                self._found_unwaited = True
+            else:
                 self.line("unwaited()")
                 self.unwaited.clear()
         if views is None:
@@ -307,15 +304,21 @@ def function(
     table: Mapping[str, Builder],
     helpers: Mapping[str, Any],
     indices: Mapping[str, int],
+    moves: Container[str] = (),
 ) -> Function:
-    """The function of a block. table: mnemonic -> builder; helpers: what their source calls."""
+    """The function of a block.
+
+    table    mnemonic -> builder
+    helpers  what their source calls
+    moves    mnemonics of what computes registers from registers
+    """
     emitter = Emitter(module, indices)
     code = module.instructions[block.start : block.end]
     written = set().union(*(results(instruction) for instruction in code))
     emitter.enter(sorted(block.before & _mentioned(code)), module.registers)
     answer = "None"
     for at, instruction in enumerate(code, block.start):
-        emitter.begin(at, instruction.name, instruction.guard)
+        emitter.begin(at, instruction.guard, instruction.name in moves)
         builder = table.get(instruction.name)
         if builder is None:
             raise UnknownInstruction(f"unknown instruction {instruction} of {module.target}")

@@ -16,6 +16,7 @@ from archkey.conformance.emulation.counters import Counters, Place, places
 from archkey.conformance.emulation.memory import Memory, Room
 from archkey.conformance.emulation.ptx.accumulators import HOPPER
 from archkey.conformance.emulation.ptx.cluster import Cluster
+from archkey.conformance.emulation.ptx.local import LOCAL
 from archkey.conformance.emulation.ptx.machine import Launch, Order, Workgroup
 from archkey.conformance.emulation.ptx.parameters import expanded, given
 from archkey.conformance.emulation.ptx.program import Code, load
@@ -104,12 +105,15 @@ def execute(
             symbols[name] = fixed
             fixed += size
     symbols |= found.symbols
+    symbols |= {name: LOCAL + first for name, first in code.module.local.items()}
     for name, buffer in constants.items():
         symbols[name] = ctypes.addressof(buffer)
         rooms.append(Room.at(f"the variable {name}", symbols[name], len(buffer)))
     size = code.module.cluster
     launch = Launch(
-        *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE, Memory(rooms)),
+        *((grid[0] * size, *grid[1:]), code.module.threads, fixed - BASE),
+        local_bytes=code.module.local_bytes,
+        memory=Memory(rooms),
         parameters=found.values,
         symbols=symbols,
         origin=found.origin,

@@ -16,6 +16,7 @@ from archkey.conformance.emulation.memory import Memory
 from archkey.conformance.emulation.ptx.accumulators import Width
 from archkey.conformance.emulation.ptx.asynchronous import Copies, Mbarriers
 from archkey.conformance.emulation.ptx.cluster import Cluster
+from archkey.conformance.emulation.ptx.local import Local
 from archkey.conformance.emulation.ptx.shared import BASE, RANK, Shared
 from archkey.conformance.emulation.ptx.tensor_cores import Watch
 from archkey.conformance.emulation.ptx.tensor_memory import TensorMemory
@@ -51,6 +52,7 @@ class Launch(NamedTuple):
     """What all workgroups share.
 
     parameters  name -> its bits as a number
+    local_bytes of each thread
     symbols     variables -> address
     origin      generic address of parameter space
     widths      how matrix units add, by the format of the operands; exactly where it is not said
@@ -59,6 +61,7 @@ class Launch(NamedTuple):
     grid: tuple[int, int, int]
     threads: int
     shared_bytes: int
+    local_bytes: int
     memory: Memory
     parameters: Mapping[str, int]
     symbols: Mapping[str, int]
@@ -101,6 +104,7 @@ class Workgroup:
         poison = {kind: np.full(self.total, value) for kind, value in _POISON.items()}
         self.registers: list[Array] = [poison[kind] for kind in kinds]
         self.shared = Shared(launch.shared_bytes, self.rank, len(self.places))
+        self.local = Local(self.total, launch.local_bytes)
         self.copies, self.bulk = Copies(self), Bulk(self)
         # Tensor maps that were written while it ran -> whether a fence has told TMA since.
         self.tensor_maps: dict[int, bool] = {}
@@ -135,7 +139,7 @@ class Workgroup:
             G.census = np.bincount(G.tid // np.uint32(self.threads), minlength=len(self.places))
         return G.census
 
-    def local(self, G: Group) -> Array:
+    def within(self, G: Group) -> Array:
         """Each thread's number in its workgroup."""
         return G.tid if len(self.places) == 1 else G.tid % np.uint32(self.threads)
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from archkey.conformance.emulation.faults import Fault, UnknownInstruction
+from archkey.conformance.emulation.numbers import bf16_bits, bf16_values
 from archkey.conformance.emulation.ptx.generate import Builder, Emitter
 from archkey.conformance.emulation.ptx.text import (
     Address,
@@ -29,7 +30,7 @@ __all__ = ["HELPERS", "TABLE", "elements_of", "kinds_of_registers"]
 
 
 def _aligned(at: Array, span: int) -> None:
-    if span > 1 and (at & at.dtype.type(span - 1)).any():
+    if span > 1 and len(at) and (at & at.dtype.type(span - 1)).any():
         raise Fault(f"global memory is accessed at no multiple of {span} bytes")
 
 
@@ -78,6 +79,20 @@ def _store_shared(S: Any, G: Any, at: Array, values: list[Array], mask: Any) -> 
     S.shared.store(at, data, warps, homes)
 
 
+def _added(kind: str) -> Callable[[Any, Any], Any]:
+    """The sum of float16 or bfloat16, or of two of them in 32 bits."""
+
+    def apply(a: Any, b: Any) -> Any:
+        parts = [np.array([one]).view("u2") for one in (a, b)]
+        if kind == "bf16":
+            x, y = (bf16_values(part) for part in parts)
+            return bf16_bits((x + y).astype(np.float32)).view(a.dtype)[0]
+        x, y = (part.view(np.float16) for part in parts)
+        return (x + y).view(a.dtype)[0]
+
+    return apply
+
+
 _ATOMS: dict[str, Callable[[Any, Any], Any]] = {
     "add": lambda a, b: a + b,
     "min": min,
@@ -86,6 +101,7 @@ _ATOMS: dict[str, Callable[[Any, Any], Any]] = {
     "or": lambda a, b: a | b,
     "xor": lambda a, b: a ^ b,
     "exch": lambda a, b: b,
+    **{f"add.noftz.{kind}": _added(kind) for kind in ("f16", "bf16")},
 }
 
 
@@ -120,7 +136,7 @@ def _atomic(
 
 HELPERS: dict[str, Any] = {
     **{"load_global": _load_global, "store_global": _store_global, "atomic": _atomic},
-    **{"load_shared": _load_shared, "store_shared": _store_shared},
+    **{"load_shared": _load_shared, "store_shared": _store_shared, "aligned": _aligned},
 }
 
 
@@ -184,6 +200,29 @@ def _atom(space: str, name: str, kind: str, result: bool) -> Builder:
         values = ", ".join(emitter.vector(s, kind) for s in sources)
         call = f"atomic(S, G, {space!r}, {name!r}, {kind!r}, {at}, [{values}], {emitter.mask})"
         emitter.write(target, kind, call)
+
+    return build
+
+
+def _atoms(name: str, kind: str, count: int, result: bool) -> Builder:
+    """Of neighbours in global memory, each by itself."""
+    size = int(kind[1])
+
+    def build(emitter: Emitter, instruction: Instruction) -> None:
+        *target, where, source = instruction.operands
+        targets = elements_of(target[0]) if result else [None] * count
+        sources = elements_of(source)
+        if len(sources) != count or len(targets) != count or len(target) != result:
+            raise UnknownInstruction(f"{len(sources)} values, {count} are expected")
+        at = emitter.fresh()
+        emitter.line(f"{at} = {emitter.address(where, wide=True)}")
+        emitter.line(
+            f"aligned({at} if {emitter.mask} is None else {at}[{emitter.mask}], {size * count})"
+        )
+        for n, (one, to) in enumerate(zip(sources, targets, strict=True)):
+            given = f"{at} + u8({n * size}), [{emitter.vector(one, kind)}], {emitter.mask}"
+            call = f"atomic(S, G, 'global', {name!r}, {kind!r}, {given})"
+            emitter.write(to, kind, call)
 
     return build
 
@@ -266,22 +305,34 @@ def _table() -> dict[str, Builder]:
             (o, t, k)
             for o in ("and", "or", "xor", "exch", "cas")
             for t, k in kinds
-            if t in ("b32", "b64")
+            if t in ("b32", "b64") or (o, t) == ("cas", "b16")
         ),
     ]
+    small = [(f"add.noftz.{t}", t, "u2") for t in ("f16", "bf16")]
+    small += [(f"add.noftz.{t}", f"{t}x2", "u4") for t in ("f16", "bf16")]
     for (operation, name, kind), order, space in itertools.product(
-        operations, scopes, ("global", "shared", "shared::cta")
+        [*operations, *small], scopes, ("global", "shared", "shared::cta")
     ):
         room = space.partition(":")[0]
+        said = f"{operation.rpartition('.')[0] if '.' in operation else operation}.{name}"
+        forms = [f"{order}.{space}", f".{space}{order}"]
         if order.count(".") == 2:  # newer syntax puts the scope before the order
             _, how, scope = order.split(".")
-            turned = f".{scope}.{how}"
-            table[f"atom.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, True)
-            table[f"red.{space}{turned}.{operation}.{name}"] = _atom(room, operation, kind, False)
-        table[f"atom{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, True)
-        table[f"atom.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, True)
-        table[f"red{order}.{space}.{operation}.{name}"] = _atom(room, operation, kind, False)
-        table[f"red.{space}{order}.{operation}.{name}"] = _atom(room, operation, kind, False)
+            forms.append(f".{space}.{scope}.{how}")
+        for form in forms:
+            table[f"atom{form}.{said}"] = _atom(room, operation, kind, True)
+            table[f"red{form}.{said}"] = _atom(room, operation, kind, False)
+    vectors = [("add.f32", "add", "f4", n) for n in (2, 4)]
+    for t in ("f16", "bf16"):
+        vectors += [(f"add.noftz.{t}", f"add.noftz.{t}", "u2", n) for n in (2, 4, 8)]
+        vectors += [(f"add.noftz.{t}x2", f"add.noftz.{t}", "u4", n) for n in (2, 4)]
+    for (said, operation, kind, count), order in itertools.product(vectors, scopes):
+        head, _, name = said.rpartition(".")
+        _, *parts = order.split(".")
+        for form in {".".join(parts), ".".join(parts[::-1])}:
+            key = f".global{'.' if form else ''}{form}.{head}.v{count}.{name}"
+            table[f"atom{key}"] = _atoms(operation, kind, count, True)
+            table[f"red{key}"] = _atoms(operation, kind, count, False)
     for space in ("to.global", "global"):
         table[f"cvta.{space}.u64"] = _same_address
     table["cvta.param.u64"] = _parameter_address

@@ -15,12 +15,16 @@ from archkey.conformance.emulation.ptx import (
     alu,
     arithmetic,
     asynchronous,
+    calls,
     cluster,
     collectives,
     control,
     convert,
+    local,
     moves,
+    rounding,
     tcgen05,
+    tcgen05_copies,
     tcgen05_moves,
     tensor_cores,
     tensor_maps,
@@ -30,7 +34,8 @@ from archkey.conformance.emulation.ptx.counters import class_of
 from archkey.conformance.emulation.ptx.flow import blocks
 from archkey.conformance.emulation.ptx.generate import Builder, Function, function
 from archkey.conformance.emulation.ptx.machine import Group, Workgroup
-from archkey.conformance.emulation.ptx.text import Instruction, Module, parse
+from archkey.conformance.emulation.ptx.parser import parse
+from archkey.conformance.emulation.ptx.text import Instruction, Module
 
 __all__ = ["TARGETS", "Code", "families", "load"]
 
@@ -38,8 +43,9 @@ TARGETS = ("sm_90a", "sm_100a")
 """The architectures whose code can be emulated."""
 
 _COMMON = (
-    *(alu, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_moves),
-    *(asynchronous, control, tensor_maps, tma, cluster),
+    *(alu, rounding, convert, moves, collectives, tensor_cores, tcgen05, tcgen05_copies),
+    *(tcgen05_moves, asynchronous, control, tensor_maps, tma, cluster),
+    *(local, calls),
 )
 
 
@@ -55,6 +61,8 @@ def families(target: str) -> Mapping[str, Builder]:
         return {name: b for name, b in table.items() if not name.startswith("tcgen05.")}
     return {name: b for name, b in table.items() if not name.startswith("wgmma.")}
 
+
+_MOVES = {*alu.TABLE, *rounding.TABLE, *convert.TABLE}
 
 HELPERS: dict[str, Any] = {}
 for _family in (arithmetic, *_COMMON[1:]):
@@ -107,7 +115,7 @@ class Code:
         found = self._functions.get(number)
         if found is None:
             block = self.blocks[number]
-            found = function(self.module, block, self._table, HELPERS, self._indices)
+            found = function(self.module, block, self._table, HELPERS, self._indices, _MOVES)
             self._functions[number] = found
         return found
 

@@ -174,12 +174,18 @@ def _own_rows(
         right = right * _scales(S, scales[1], shape.columns, kind, shape.scale_ids[1], power)
     total = (left * shape.signs[0]) @ (right.T * shape.signs[1])
     where = (lanes[:, None], (d & 0xFFFF) + np.arange(shape.columns)[None])
-    if shape.total == "f2":
-        raise UnknownInstruction("float16 accumulators of tcgen05")
     if keep:
-        total = total + memory.read(*where).view(shape.total)
-    rounded = total.astype(np.int64 if shape.total == "i4" else np.float32)
-    memory.write(*where, rounded.astype(shape.total).view(np.uint32))
+        total = total + _numbers(memory.read(*where), shape.total)
+    if shape.total == "f2":  # in the lower half of a cell
+        memory.write(*where, total.astype(np.float16).view(np.uint16).astype(np.uint32))
+    else:
+        whole = total.astype(np.int64 if shape.total == "i4" else np.float32)
+        memory.write(*where, whole.astype(shape.total).view(np.uint32))
+
+
+def _numbers(cells: Array, kind: str) -> Array:
+    """Accumulators as they lie in tensor memory."""
+    return cells.astype(np.uint16).view(np.float16) if kind == "f2" else cells.view(kind)
 
 
 def _from_tensor_memory(S: Any, kind: Kind, address: int, shape: _Shape) -> Array:

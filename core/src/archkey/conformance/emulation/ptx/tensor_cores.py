@@ -31,8 +31,8 @@ def _mma(
     count = warps(G)
     x, y = fragments.left(a, kinds[0]), fragments.right(b, kinds[1])
     S.counters.flops += 2 * 16 * 8 * y.shape[1] * count
-    total = _sum(S, kinds, x, y, fragments.whole(np.stack(c).view(kinds[2]), 16))
-    return fragments.spread(_rounded(total, kinds[2]))
+    total = _sum(S, kinds, x, y, fragments.whole(fragments.apart(c, kinds[2]), 16))
+    return fragments.packed(fragments.spread(_rounded(total, kinds[2])))
 
 
 def _sum(S: Any, kinds: tuple[str, str, str], x: Array, y: Array, c: Array) -> Array:
@@ -81,7 +81,7 @@ def _wgmma(
         raise Fault("wgmma without all 128 threads of its warp group")
     groups = G.n // _GROUP
     columns = 256 // ELEMENTS[kinds[1]].bits
-    before = np.stack(c).view(kinds[2])
+    before = fragments.apart(c, kinds[2])
     kept = np.where(keep[None], before, before.dtype.type(0)).astype(np.float64)
     sums = fragments.whole(kept, 64)
     if isinstance(a, list):
@@ -96,7 +96,7 @@ def _wgmma(
         right = _matrix(S, first, b[group * _GROUP :], n, columns, kinds[1], turned[1])
         parts.append(_sum(S, kinds, left * signs[0], right.T * signs[1], sums[group]))
     S.counters.flops += 2 * 64 * n * columns * groups
-    return _rounded(fragments.spread(np.stack(parts)), kinds[2])
+    return fragments.packed(_rounded(fragments.spread(np.stack(parts)), kinds[2]))
 
 
 def _matrix(
@@ -172,7 +172,9 @@ def _list(emitter: Emitter, operand: Operand, kind: str = "u4") -> str:
     return "[" + ", ".join(emitter.vector(e, kind) for e in _elements(operand)) + "]"
 
 
-_SUMS = {"f32": "f4", "s32": "i4", "f16": "f2"}
+_SUMS = {"f32": "f4", "s32": "i4", "f16": "f2", "f64": "f8"}
+_HELD = {"f4": "f4", "i4": "i4", "f2": "u4", "f8": "f8"}
+"""What the registers of accumulators hold: two numbers of float16."""
 
 
 def _mma_builder(kinds: tuple[str, str, str], counts: tuple[int, int]) -> Builder:
@@ -181,10 +183,12 @@ def _mma_builder(kinds: tuple[str, str, str], counts: tuple[int, int]) -> Builde
     def build(emitter: Emitter, instruction: Instruction) -> None:
         d, a, b, c = instruction.operands
         sizes = tuple(len(_elements(operand)) for operand in (d, a, b, c))
-        if sizes != (4, *counts, 4):
+        many = 2 if kinds[2] == "f2" else 4
+        if sizes != (many, *counts, many):
             raise UnknownInstruction(f"{sizes} registers")
-        given = ", ".join(_list(emitter, operand) for operand in (a, b, c))
-        emitter.results(_elements(d), kinds[2], f"mma(S, G, {kinds}, {given})")
+        own = "u8" if kinds[2] == "f8" else "u4"
+        given = ", ".join(_list(emitter, operand, own) for operand in (a, b, c))
+        emitter.results(_elements(d), _HELD[kinds[2]], f"mma(S, G, {kinds}, {given})")
 
     return build
 
@@ -196,14 +200,14 @@ def _wgmma_builder(kinds: tuple[str, str, str], n: int) -> Builder:
         d, a, b, keep, *rest = instruction.operands
         numbers = [int(r.value) for r in rest if isinstance(r, Immediate)]
         registers = isinstance(a, Vector)
-        floats = kinds[2] == "f4"
+        floats = kinds[2] != "i4"
         signs = (numbers.pop(0), numbers.pop(0)) if floats else (1, 1)
         turns = (
             0 if registers or not turnable else numbers.pop(0),
             numbers.pop(0) if turnable else 0,
         )
         if (
-            len(_elements(d)) != n // 2
+            len(_elements(d)) != (n // 4 if kinds[2] == "f2" else n // 2)
             or numbers
             or len(rest) != 2 * floats + turnable * (2 - registers)
         ):
@@ -215,7 +219,7 @@ def _wgmma_builder(kinds: tuple[str, str, str], n: int) -> Builder:
             f"wgmma(S, G, {kinds}, {n}, {_list(emitter, d)}, {left}, {emitter.vector(b, 'u8')}, "
             f"{emitter.vector(keep, 'pred')}, {signs}, {tuple(map(bool, turns))})"
         )
-        emitter.results(_elements(d), kinds[2], call)
+        emitter.results(_elements(d), _HELD[kinds[2]], call)
 
     return build
 
@@ -261,6 +265,7 @@ def _table() -> dict[str, Builder]:
         ("s8", "s32"),
         ("e4m3", "f32"),
         ("e5m2", "f32"),
+        *(("f16", "f16"), ("e4m3", "f16"), ("e5m2", "f16"), ("u8", "s32")),
     ):
         k = 256 // ELEMENTS[kind].bits
         kinds = (kind, kind, _SUMS[total])
@@ -273,6 +278,9 @@ def _table() -> dict[str, Builder]:
         for n in range(8, 257, 8):
             name = f"wgmma.mma_async.sync.aligned.m64n{n}k{k}.{total}.{kind}.{kind}"
             table[name] = _wgmma_builder(kinds, n)
+    for k, registers in ((4, (2, 1)), (8, (4, 2)), (16, (8, 4))):
+        shape = f"m16n8k{k}.row.col.f64.f64.f64.f64"
+        table[f"mma.sync.aligned.{shape}"] = _mma_builder(("f64", "f64", "f8"), registers)
     table["wgmma.fence.sync.aligned"] = _source("whole_warps(G)")
     table["wgmma.commit_group.sync.aligned"] = _source("S.watch.commit(G)")
     table["wgmma.wait_group.sync.aligned"] = _source("S.watch.wait(G, {})")
