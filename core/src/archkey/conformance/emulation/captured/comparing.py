@@ -77,12 +77,12 @@ def compare_all(
 
     try:
         for answer in ask_all(left, start, jobs):
-            if stop.is_set():
-                break
             known[answer["at"]] = answer
             say(f"[{len(known)}/{len(kept)}] {_said(answer)}")
             if output is not None:
                 replace(output, json.dumps(document(), indent=1) + "\n")
+            if stop.is_set():
+                break
     except KeyboardInterrupt:
         say("interrupted")
     finally:
