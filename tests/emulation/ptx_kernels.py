@@ -108,7 +108,8 @@ def product(kind: torch.dtype, turned: bool, m: int = 64, n: int = 64, warps: in
         step = 32 if kind == torch.float32 else 64
         fixed = {"M": m, "N": n, "STEP": step, "TURNED": turned}
         on.launch(small.matmul, 1, a, right, c, 256, warps=warps, **fixed)
-        allowed = 2e-3 if kind == torch.float32 else 1e-6
+        # TF32 has few bits, and so have Hopper's sums of FP8.
+        allowed = {torch.float32: 2e-3, torch.float8_e4m3fn: 1e-3}.get(kind, 1e-6)
         return Found(c, a.double() @ b.double().T, allowed)
 
     return run

@@ -16,6 +16,7 @@ from tests.emulation.ptx_machine import text
 from archkey.conformance.emulation.captured import recording, rounding
 from archkey.conformance.emulation.captured.__main__ import main
 from archkey.conformance.emulation.captured.archive import Archive, Launch
+from archkey.conformance.emulation.captured.comparing import compare_all
 from archkey.conformance.emulation.captured.recorder import Bounds, Keeper
 from archkey.conformance.emulation.captured.replay import OUTSIDE, Difference, compare
 from archkey.conformance.emulation.counters import counting
@@ -31,6 +32,9 @@ TWICE = (
 )
 
 
+ABOUT = {"target": "cuda_sm90", "device": {}, "date": "", "versions": {}, "sources": {}}
+
+
 def _compiled() -> Any:
     return SimpleNamespace(
         program=SimpleNamespace(
@@ -42,7 +46,7 @@ def _compiled() -> Any:
 
 
 def _keeper(path: Path, bounds: Bounds = Bounds()) -> Keeper:  # noqa: B008
-    keeper = Keeper(Archive.create(path, {"target": "cuda_sm90"}), bounds)
+    keeper = Keeper(Archive.create(path, ABOUT), bounds)
     keeper.begin("twice cuda_sm90:triton", "128 elements")
     return keeper
 
@@ -339,3 +343,16 @@ def test_without_the_card_nothing_is_recorded(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no cuda_sm90 on this machine"):
         main(["record", "cuda_sm90", str(tmp_path / "x")])
     assert not (tmp_path / "x").exists()
+
+
+def test_a_comparison_that_runs_out_of_time_goes_on_the_next_time(tmp_path: Path) -> None:
+    keeper = _keeper(tmp_path / "kept")
+    for case in ("128 elements", "others"):
+        keeper.begin("twice cuda_sm90:triton", case)
+        _launch(keeper, torch.ones(128), torch.zeros(128))
+    said: list[str] = []
+    for count in (1, 2):
+        found = compare_all(tmp_path / "kept", tmp_path / "out", said.append, seconds=0.01)
+        assert len(found["launches"]) == count
+        assert found["emulated"]["complete"] == (count == 2)
+    assert [line[:5] for line in said] == ["[1/2]", "[2/2]"]

@@ -62,7 +62,7 @@ def test_a_program_is_read() -> None:
     [
         ("v_frobnicate_b32 v0, v1", "unknown instruction `v_frobnicate_b32 v0, v1` (line 4)"),
         ("v_add_f32_e64 v0, v1, v2 sparkle", "unknown modifier sparkle of `v_add_f32_e64"),
-        ("v_mov_b32_e32 v0, src_private_base", "unknown operand 'src_private_base'"),
+        ("v_mov_b32_e32 v0, src_shared_base", "'src_shared_base' where u32 is expected, in `v_mov"),
         ("v_add_f32_e64 v0, v1, v2 op_sel:[1,0,0]", "unknown modifier op_sel"),
         ("v_add_u32_e64 v0, -v1, v2", "unknown operand '-v1' where u32 is expected"),
         ("v_mov_b32_dpp v0, v1 row_share:1", "unknown DPP control"),

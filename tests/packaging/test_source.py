@@ -111,7 +111,11 @@ def test_rooms_import_only_rooms_before_them(path: Path) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=name)
 def test_triton_is_imported_by_kernels_alone(path: Path) -> None:
     allowed = "kernels" in path.parts or path in [
-        CORE / name for name in ("_body.py", "compilation.py", "launch.py")
+        CORE / name
+        for name in (
+            *("_body.py", "compilation.py", "launch.py"),
+            "conformance/emulation/driver.py",  # stands in for one of Triton's own drivers
+        )
     ]
     modules = {module.partition(".")[0] for module in imports(path, lazily=True)}
     assert allowed or "triton" not in modules

@@ -8,6 +8,7 @@ It shows that the compiler's output computes what the reference does. It is no h
 `core/docs/levels.md` for what it cannot show. The way of a launch, module by module:
 
     device       the device that stands in for a card, and whom it asks to launch
+    driver       the same for Triton's own launches, kernel[grid](...)
     launcher     arguments into the kernarg segment, tensors into allocations
     text         assembly into instructions, labels, directives
     program      each instruction into a function, through the tables of the families:

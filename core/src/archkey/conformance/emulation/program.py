@@ -92,6 +92,10 @@ def _step(instruction: Instruction, assembly: Assembly, known: Mapping[str, Buil
         raise UnknownInstruction(f"unknown instruction {instruction} of {assembly.target}")
     try:
         step = known[instruction.name](instruction, assembly.labels)
+    except UnknownInstruction as error:
+        if str(instruction) in str(error):
+            raise
+        raise UnknownInstruction(f"{error}, in {instruction}") from error
     except (ValueError, KeyError, IndexError) as error:
         raise UnknownInstruction(f"unknown operands in {instruction}: {error}") from error
     if left := instruction.left():

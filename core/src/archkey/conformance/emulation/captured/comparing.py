@@ -77,12 +77,12 @@ def compare_all(
 
     try:
         for answer in ask_all(left, start, jobs):
-            if stop.is_set():
-                break
             known[answer["at"]] = answer
             say(f"[{len(known)}/{len(kept)}] {_said(answer)}")
             if output is not None:
                 replace(output, json.dumps(document(), indent=1) + "\n")
+            if stop.is_set():
+                break
     except KeyboardInterrupt:
         say("interrupted")
     finally:
@@ -119,7 +119,8 @@ class _Replayer:
 def _sources() -> str:
     """A digest of the emulators and of what compares."""
     root = Path(__file__).parents[1]
-    paths = sorted(root.rglob("*.py"))
+    own = [Path(__file__).with_name(name) for name in ("replay.py", "rounding.py")]
+    paths = sorted([*root.glob("*.py"), *root.glob("ptx/*.py"), *own])
     texts = "\n".join(f"{path.relative_to(root)}\n{path.read_text('utf-8')}" for path in paths)
     return hashlib.sha256(texts.encode()).hexdigest()
 

@@ -2,16 +2,15 @@
 """How far apart two runs of one program may be, and why: what rounding explains.
 
 Both run the same instructions on the same bytes, so what they may differ in is what PTX leaves
-open: approximations (`ex2`, `rsqrt`, `div.full`: some units of float32), and the order and the
-width in which a matrix unit adds. That is in float32 and would not be seen in a result of 16 bits,
-but that a number is rounded in between: one that lies near the middle of two may turn over.
+open: approximations (`ex2`, `rsqrt`, `div.full`: some units of float32), and how a matrix unit
+adds, where `accumulators` does not say. That is in float32 and would not be seen in a result of 16
+bits, but that a number is rounded in between: one near the middle of two may turn over.
 
 - A result that is rounded to its dtype may turn over: `LAST` units in its last place.
 - An operand of a matrix product that was computed, such as attention's probabilities, may turn over
   before. It changes by a unit of its format, and is one of many that are added: `PART` of the
   largest in the row at most.
-- A sum is right to some units of float32 of the largest, however small the result is. Hopper keeps
-  13 bits behind the point of sums of FP8 products; that is less than an operand that turns over.
+- A sum of float32 is right to some units of the largest, however small the result is.
 
 Integers, and bytes outside of what a launch writes, are equal.
 """

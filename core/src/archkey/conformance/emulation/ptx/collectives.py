@@ -7,6 +7,7 @@ vote.sync, redux.sync, elect.sync, activemask.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,27 @@ def warps(G: Any) -> int:
 
 def _shuffle(G: Any, mode: str, value: Array, by: Any, bounds: int) -> tuple[Array, Array]:
     """(the value of another lane, whether there is one)."""
+    if not isinstance(by, np.ndarray):
+        lanes, valid = _lanes(mode, int(by) & 31, bounds)
+        return value.reshape(warps(G), LANES)[:, lanes].reshape(-1), np.tile(valid, G.warps)
     table = np.broadcast_to(np.asarray(by, np.uint32), (G.n,)).reshape(warps(G), LANES)
+    source, valid = _sources(mode, (table & 31).astype(np.int64), bounds)
+    taken = np.take_along_axis(value.reshape(-1, LANES), source, 1)
+    return taken.reshape(-1), np.broadcast_to(valid, taken.shape).reshape(-1)
+
+
+@functools.lru_cache(256)
+def _lanes(mode: str, distance: int, bounds: int) -> tuple[Array, Array]:
+    """Of each lane of a warp: where its value comes from, and whether there is such a lane."""
+    source, valid = _sources(mode, np.full((1, LANES), distance), bounds)
+    return source[0], np.broadcast_to(valid, source.shape)[0]
+
+
+def _sources(mode: str, distance: Array, bounds: int) -> tuple[Array, Array]:
+    """The same of distances, or lanes, [warps, lanes]."""
     lane = np.arange(LANES, dtype=np.int64)[None]
     clamp, segment = bounds & 31, bounds >> 8 & 31
-    first, distance = lane & segment, (table & 31).astype(np.int64)
+    first = lane & segment
     last = first | (clamp & ~segment)
     if mode == "up":
         source, valid = lane - distance, lane - distance >= last
@@ -44,9 +62,7 @@ def _shuffle(G: Any, mode: str, value: Array, by: Any, bounds: int) -> tuple[Arr
     else:
         source = first | (distance & ~segment)
         valid = source <= last
-    source = np.where(valid, source, lane)
-    taken = np.take_along_axis(value.reshape(-1, LANES), source, 1)
-    return taken.reshape(-1), np.broadcast_to(valid, taken.shape).reshape(-1)
+    return np.where(valid, source, lane), valid
 
 
 def _butterfly(G: Any, value: Array, distance: int) -> Array:

@@ -149,6 +149,10 @@ class _Run:
         waiting.append((strand, at, group, count))
         self.workgroup.shared.publish(group.tid >> np.uint32(5))
         needed = count or self.workgroup.threads
+        if group.whole and needed == self.workgroup.threads:
+            del self.barriers[number]
+            self._arrive(strand, at, group)
+            return
         arrived = np.sum([self.workgroup.census(one[2]) for one in waiting], axis=0)
         if (arrived > needed).any():
             raise Fault(f"{arrived.max()} threads at barrier {number} for {needed}")
