@@ -65,7 +65,8 @@ newest: $(READY)
 	.venv-newest/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade triton
 	.venv-newest/bin/python -m pytest $(PYTEST) tests/plugins tests/core/test_rmsnorm_body.py \
 		tests/core/test_tuning.py tests/core/test_compilation.py tests/conformance/test_machine_code.py \
-		tests/conformance/test_probes.py tests/emulation/test_whole_kernels.py tests/emulation/test_level.py
+		tests/conformance/test_probes.py tests/emulation/test_whole_kernels.py tests/emulation/test_level.py \
+		tests/emulation/test_ptx_kernels.py
 
 # Where fla is installed transformers takes its kernels, on a CPU too, for models of other tests.
 fla: $(READY)

@@ -16,7 +16,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.blackwell import (
     TensorMemoryLayout,
     allocate_tensor_memory,
-    get_tmem_reg_layout,
     tcgen05_commit,
     tcgen05_copy,
     tcgen05_mma,
@@ -29,6 +28,16 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+try:
+    from triton.experimental.gluon.language.nvidia.blackwell import get_tmem_reg_layout
+except ImportError:  # from 3.9 on tensor memory knows it
+    get_tmem_reg_layout = None
+
+_KNOWS = gl.constexpr(get_tmem_reg_layout is None)
+# And these are called otherwise.
+_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 
 @gluon.jit
@@ -43,9 +52,9 @@ def copy(source, sink, steps, M: gl.constexpr, N: gl.constexpr):
         tile, bar = tiles.index(step % 3), bars.index(step % 3)
         tma.store_wait(pendings=2)
         mbarrier.expect(bar, source.block_type.nbytes)
-        tma.async_copy_global_to_shared(source, [row, step * N], bar, tile)
+        _load(source, [row, step * N], bar, tile)
         mbarrier.wait(bar, phase=(step // 3) & 1)
-        tma.async_copy_shared_to_global(sink, [row, step * N], tile)
+        _store(sink, [row, step * N], tile)
     tma.store_wait(pendings=0)
 
 
@@ -54,7 +63,7 @@ def _stored(total, sink, i, j, M: gl.constexpr, N: gl.constexpr):
     tile = gl.allocate_shared_memory(sink.dtype, [M, N], sink.layout)
     tile.store(total.to(sink.dtype))
     fence_async_shared()
-    tma.async_copy_shared_to_global(sink, [i, j], tile)
+    _store(sink, [i, j], tile)
     tma.store_wait(pendings=0)
 
 
@@ -74,8 +83,8 @@ def on_hopper(a, b, c, K, M: gl.constexpr, N: gl.constexpr, STEP: gl.constexpr):
         stage, phase = at // STEP % 2, at // STEP // 2 & 1
         left, right, bar = lefts.index(stage), rights.index(stage), bars.index(stage)
         mbarrier.expect(bar, a.block_type.nbytes + b.block_type.nbytes)
-        tma.async_copy_global_to_shared(a, [i, at], bar, left)
-        tma.async_copy_global_to_shared(b, [at, j], bar, right)
+        _load(a, [i, at], bar, left)
+        _load(b, [at, j], bar, right)
         mbarrier.wait(bar, phase)
         total = warpgroup_mma(left, right, total, is_async=True)
         total = warpgroup_mma_wait(num_outstanding=0, deps=(total,))
@@ -101,14 +110,17 @@ def on_blackwell(a, b, c, K, M: gl.constexpr, N: gl.constexpr, STEP: gl.constexp
         if at >= 2 * STEP:
             mbarrier.wait(used.index(stage), phase ^ 1)
         mbarrier.expect(come.index(stage), a.block_type.nbytes + b.block_type.nbytes)
-        tma.async_copy_global_to_shared(a, [i, at], come.index(stage), left)
-        tma.async_copy_global_to_shared(b, [at, j], come.index(stage), right)
+        _load(a, [i, at], come.index(stage), left)
+        _load(b, [at, j], come.index(stage), right)
         mbarrier.wait(come.index(stage), phase)
         tcgen05_mma(left, right, total, use_acc=at > 0)
         tcgen05_commit(used.index(stage))
     last = gl.cdiv(K, STEP) - 1
     mbarrier.wait(used.index(last % 2), last // 2 & 1)
-    registers: gl.constexpr = get_tmem_reg_layout(gl.float32, (M, N), layout, gl.num_warps())
+    if _KNOWS:
+        registers: gl.constexpr = total.get_reg_layout()
+    else:
+        registers: gl.constexpr = get_tmem_reg_layout(gl.float32, (M, N), layout, gl.num_warps())
     _stored(total.load(registers), c, i, j, M, N)
 
 
@@ -117,13 +129,19 @@ def through_tensor_memory(x, y, SHAPE: gl.constexpr, N: gl.constexpr):
     """In by rows of a lane, out in another shape."""
     layout: gl.constexpr = TensorMemoryLayout([128, N], col_stride=1)
     memory = allocate_tensor_memory(gl.float32, [128, N], layout)
-    lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
+    if _KNOWS:
+        lanes: gl.constexpr = memory.get_reg_layout()
+    else:
+        lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
     i = gl.arange(0, 128, gl.SliceLayout(1, lanes))
     j = gl.arange(0, N, gl.SliceLayout(0, lanes))
     memory.store(gl.load(x + i[:, None] * N + j[None, :]))
-    other: gl.constexpr = get_tmem_reg_layout(
-        gl.float32, (128, N), layout, gl.num_warps(), instr_variant=SHAPE
-    )
+    if _KNOWS:
+        other: gl.constexpr = memory.get_reg_layout(instr_variant=SHAPE)
+    else:
+        other: gl.constexpr = get_tmem_reg_layout(
+            gl.float32, (128, N), layout, gl.num_warps(), instr_variant=SHAPE
+        )
     i = gl.arange(0, 128, gl.SliceLayout(1, other))
     j = gl.arange(0, N, gl.SliceLayout(0, other))
     gl.store(y + i[:, None] * N + j[None, :], memory.load(other))
@@ -136,14 +154,17 @@ def copy_into_tensor_memory(x, y, N: gl.constexpr):
     for n in gl.static_range(2):
         mbarrier.init(bars.index(n), count=1)
     mbarrier.expect(bars.index(0), x.block_type.nbytes)
-    tma.async_copy_global_to_shared(x, [0, 0], bars.index(0), tile)
+    _load(x, [0, 0], bars.index(0), tile)
     mbarrier.wait(bars.index(0), 0)
     layout: gl.constexpr = TensorMemoryLayout([128, N], col_stride=1)
     memory = allocate_tensor_memory(gl.float32, [128, N], layout)
     tcgen05_copy(tile, memory)
     tcgen05_commit(bars.index(1))
     mbarrier.wait(bars.index(1), 0)
-    lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
+    if _KNOWS:
+        lanes: gl.constexpr = memory.get_reg_layout()
+    else:
+        lanes: gl.constexpr = get_tmem_reg_layout(gl.float32, (128, N), layout, gl.num_warps())
     i = gl.arange(0, 128, gl.SliceLayout(1, lanes))
     j = gl.arange(0, N, gl.SliceLayout(0, lanes))
     gl.store(y + i[:, None] * N + j[None, :], memory.load(lanes))

@@ -45,6 +45,10 @@ KINDS = {
     "f8f6f4": Kind(_SMALL, 32, 0, True),
     "i8": Kind({0: "u8", 1: "s8"}, 32),
     "mxf8f6f4.block_scale.scale_vec::1X": Kind(_SMALL, 32, 32, True),
+    # The same as later compilers say it.
+    "mxf8f6f4.block_scale.block32": Kind(_SMALL, 32, 32, True),
+    "mxf4nvf4.block_scale.block32": Kind({1: "e2m1"}, 64, 32),
+    "mxf4nvf4.block_scale.block16": Kind({1: "e2m1"}, 64, 16),
     "mxf4.block_scale.scale_vec::2X": Kind({1: "e2m1"}, 64, 32),
     "mxf4.block_scale.block32": Kind({1: "e2m1"}, 64, 32),
     "mxf4nvf4.block_scale.scale_vec::2X": Kind({1: "e2m1"}, 64, 32),
