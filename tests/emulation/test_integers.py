@@ -126,6 +126,22 @@ def test_sums_with_carry() -> None:
     assert on.get64(106) == sum(int(t >> 64) << n for n, t in enumerate(total))
 
 
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [
+        ("v_sub_co_u32_e32 v0, vcc, v2, v4", "v_subb_co_u32_e32 v1, vcc, v3, v5, vcc"),
+        ("v_subrev_co_u32_e32 v0, vcc, v4, v2", "v_subbrev_co_u32_e32 v1, vcc, v5, v3, vcc"),
+    ],
+)
+def test_differences_with_borrow(low: str, high: str) -> None:
+    on = run(wave(v2=A, v3=B, v4=C, v5=A), low, high)
+    left = A.astype(object) | B.astype(object) << 32
+    total = left - (C.astype(object) | A.astype(object) << 32)
+    assert (on.u32[0] == total % (1 << 32)).all()
+    assert (on.u32[1] == (total >> 32) % (1 << 32)).all()
+    assert on.get64(106) == sum(int(t < 0) << n for n, t in enumerate(total))
+
+
 def test_lanes_that_do_not_work_keep_their_value() -> None:
     on = run(wave(exec_mask=0xFF, v0=C, v1=A), "v_mov_b32_e32 v0, v1")
     np.testing.assert_array_equal(on.u32[0], np.where(LANE < 8, A, C))

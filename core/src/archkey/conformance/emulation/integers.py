@@ -221,6 +221,9 @@ _ALU: dict[str, Alu] = {
     "v_sub_co_u32": Alu(_borrow_sub, ("u32", "u32"), ("u32", "mask")),
     "v_subb_co_u32": Alu(_borrow_sub, ("u32", "u32", "mask"), ("u32", "mask")),
     "v_subrev_co_u32": Alu(lambda a, b: _borrow_sub(b, a), ("u32", "u32"), ("u32", "mask")),
+    "v_subbrev_co_u32": Alu(
+        lambda a, b, borrow: _borrow_sub(b, a, borrow), ("u32", "u32", "mask"), ("u32", "mask")
+    ),
 }
 
 
