@@ -130,14 +130,19 @@ def execute(
 _ATOMIC = re.compile(r"(?:atom|red)\.(?:\w+\.)*?global|cp\.reduce\.async")
 
 
+@functools.lru_cache(64)
+def _has_atomics(code: Code) -> bool:
+    """Whether it changes global memory with some; asked at each launch."""
+    return any(_ATOMIC.match(instruction.name) for instruction in code.module.instructions)
+
+
 class _Run:
     """One launch, piece by piece: see `spread.Work`. A piece is workgroups side by side, or one
     cluster."""
 
     def __init__(self, code: Code, launch: Launch) -> None:
         self.code, self.launch, self.memory = code, launch, launch.memory
-        names = (instruction.name for instruction in code.module.instructions)
-        self.atomics = any(_ATOMIC.match(name) for name in names)
+        self.atomics = _has_atomics(code)
 
     def once(self, number: int, piece: Sequence[Place]) -> None:
         """Run the workgroups, or the cluster, at these places."""
@@ -156,7 +161,8 @@ class _Run:
 
 
 LANES = 4096
-"""Threads that are one vector, at most: more of them do not fit into a cache."""
+"""Threads that are one vector, at most: more of them do not fit into a cache, and the number of a
+warp has 8 bits in `Shared`."""
 
 _ALONE = re.compile(r"tcgen05\.|cp\.async\.bulk|cp\.reduce|tensormap|cluster|mapa\.")
 
@@ -168,7 +174,7 @@ def _is_alone(text: str) -> bool:
 
 
 def _side_by_side(text: str, launch: Launch) -> int:
-    """How many workgroups run together; the number of a warp has 8 bits in `Shared`."""
+    """How many workgroups run together."""
     if launch.order.warps or launch.threads % 32 or _is_alone(text):
         return 1
-    return max(min(LANES, 32 * 200) // launch.threads, 1)
+    return max(LANES // launch.threads, 1)
